@@ -1,0 +1,174 @@
+"""The door: one command per verb, nothing else."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import tiebreak
+
+if TYPE_CHECKING:
+    from tiebreak.run import Run
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From prompts to a preference-tuned language model, and an honest answer whether it got better.",
+)
+
+RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, a shipped recipe (demo), or a run directory.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Replace values, e.g. train.beta=0.05.")]
+RunDir = Annotated[Path | None, typer.Option("--run", help="Run directory. Default: runs/<name of the recipe>.")]
+Profile = Annotated[str | None, typer.Option(help="A profile of the recipe.")]
+Redo = Annotated[str | None, typer.Option(metavar="STAGE", help="Delete what STAGE made and all that came of it; then repeat.")]
+ExistingRun = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+STAGE_HELP = {
+    "prepare": "Read or write the prompts, filter them, split them into train and test.",
+    "generate": "Draw several completions for every prompt; asks again for those that failed.",
+    "judge": "Have the judges decide; asks again where the answer was an error.",
+    "pair": "Turn verdicts into preference pairs, and count what did not become one.",
+    "train": "Train the model on the pairs.",
+    "evaluate": "Compare tuned with base on held-out prompts.",
+    "report": "Write report.html.",
+}
+
+
+@app.command()
+def run(
+    recipe: RecipeArg,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    profile: Profile = None,
+    redo: Redo = None,
+) -> None:
+    """Go through all stages, from prompts to the report; go on where an earlier start stopped."""
+    from tiebreak.run import STAGES
+    from tiebreak.stages import check, perform
+
+    current = _open(recipe, overrides, run_dir, profile)
+    with current.lock():
+        if redo:
+            current.redo(_stage(redo))
+        check(current)
+        for stage in STAGES:
+            # The report is cheap, and its layout may have changed since.
+            perform(current, stage, again=stage == "report")
+    print(current.report_html)
+
+
+def _stage_command(stage: str) -> None:
+    def command(
+        recipe: RecipeArg,
+        overrides: Overrides = None,
+        run_dir: RunDir = None,
+        profile: Profile = None,
+        redo: Annotated[bool, typer.Option("--redo", help="Delete what this stage made and all that came of it; then repeat.")] = False,
+    ) -> None:
+        from tiebreak.stages import check, perform
+
+        current = _open(recipe, overrides, run_dir, profile)
+        with current.lock():
+            if redo:
+                current.redo(stage)
+            check(current)
+            perform(current, stage, again=True)
+
+    app.command(stage, help=STAGE_HELP[stage])(command)
+
+
+for _name in STAGE_HELP:
+    _stage_command(_name)
+
+
+@app.command()
+def status(run_dir: ExistingRun) -> None:
+    """Show how far a run is and what each stage counted."""
+    from tiebreak.run import STAGES, Run
+    from tiebreak.stages import describe
+
+    current = Run(run_dir)
+    for stage in STAGES:
+        state, counts = current.state(stage), current.counts(stage)
+        print(f"{stage:9} {state:8} {describe(stage, counts) if counts else ''}".rstrip())
+
+
+@app.command()
+def show(run_dir: ExistingRun, prompt_id: Annotated[str, typer.Argument(metavar="PROMPT_ID")]) -> None:
+    """Show one prompt's whole life: its completions, verdicts, pairs, and what both models answer now."""
+    from tiebreak.run import Run
+    from tiebreak.stages.show import life
+
+    print(life(Run(run_dir), prompt_id))
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("recipe.yaml")) -> None:
+    """Write a commented recipe to start from."""
+    from tiebreak.recipe_yaml import SHIPPED
+    from tiebreak.records import InputError
+
+    if path.exists():
+        raise InputError(f"{path}: is there already; name another file")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder")
+    path.write_text((SHIPPED / "starter.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    print(f"{path}: edit it, then run: tiebreak run {path}")
+
+
+@app.command()
+def keys(prefix: Annotated[str, typer.Argument(help="Only keys that start so, e.g. train.")] = "") -> None:
+    """List every key of a recipe with its type, default and meaning."""
+    from tiebreak.recipe_yaml import outline
+
+    for key, kind, default, meaning in outline():
+        if key.startswith(prefix):
+            print(f"{key}  ({kind}{f', default {default}' if default not in ('', 'required') else ''})  {meaning}".rstrip())
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    if version:
+        print(f"tiebreak {tiebreak.__version__}")
+        raise typer.Exit
+
+
+def _open(recipe: str, overrides: list[str] | None, run_dir: Path | None, profile: str | None) -> Run:
+    """Open the run of a recipe, or the run directory that was named in its place."""
+    from tiebreak.records import InputError
+    from tiebreak.recipe_yaml import find_recipe
+    from tiebreak.run import Run
+
+    if (Path(recipe) / "recipe.json").is_file():
+        if overrides or run_dir or profile:
+            raise InputError(f"{recipe} is a run directory, which has its settings; name the recipe to change any")
+        return Run(Path(recipe))
+    return Run.start(find_recipe(recipe), run_dir, profile, tuple(overrides or ()))
+
+
+def _stage(name: str) -> str:
+    from tiebreak.records import InputError
+    from tiebreak.run import STAGES
+
+    if name not in STAGES:
+        raise InputError(f"--redo {name}: no such stage; there is {', '.join(STAGES)}")
+    return name
+
+
+def main() -> None:
+    """Run the command; the user's mistakes end in one line and exit code 2, an interrupt in 130."""
+    from tiebreak.records import InputError
+
+    try:
+        app()
+    except InputError as error:
+        print(f"tiebreak: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("tiebreak: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,429 @@
+"""The run directory: the only module that knows file names, and the contract every stage keeps.
+
+A stage is `def stage(run: Run) -> Counts`: wanted - have = todo; do it; append each line as it lands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ValidationError
+
+import tiebreak
+from tiebreak.recipe import GIVEN, OPERATIONAL, LlmJudge, Recipe
+from tiebreak.recipe_yaml import SHIPPED, load_recipe, validate_recipe
+from tiebreak.records import Comparison, Completion, InputError, PreferencePair, Prompt, Rating
+
+Counts = dict[str, Any]
+R = TypeVar("R", bound=BaseModel)
+
+STAGES = ("prepare", "generate", "judge", "pair", "train", "evaluate", "report")
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets")
+
+
+class Made(NamedTuple):
+    """What a stage reads and writes, as paths inside the run."""
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+# `after:STAGE` stands for what a stage wrote where hashing it would take long: the time it finished.
+# `judgments/*` is the labelling judge's file.
+FLOW: dict[str, Made] = {
+    "prepare": Made((), ("prompts.jsonl", "written.jsonl")),
+    "generate": Made(("prompts.jsonl",), ("completions.jsonl",)),
+    "judge": Made(("prompts.jsonl", "completions.jsonl"), ("judgments",)),
+    "pair": Made(("prompts.jsonl", "completions.jsonl", "judgments/*"), ("pairs.jsonl", "eval/pairs.jsonl")),
+    "train": Made(("pairs.jsonl", "eval/pairs.jsonl"), ("train",)),
+    "evaluate": Made(
+        ("prompts.jsonl", "after:train"),
+        ("eval/completions.jsonl", "eval/judgments", "eval/summary.json", "eval/results.csv"),
+    ),
+    "report": Made((), ("report.html",)),
+}
+
+
+class Run:
+    """One run: its recipe, its files, its manifest.
+
+    Files of records are JSON lines, appended and never rewritten; a last line without its newline was torn by a
+    crash and is owed again; a line that cannot be read in the middle is an InputError with file and number.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open an existing run directory."""
+        self.path = path
+        self.recipe_json = path / "recipe.json"
+        self.manifest_json = path / "manifest.json"
+        self.prompts_jsonl = path / "prompts.jsonl"
+        self.written_jsonl = path / "written.jsonl"
+        self.completions_jsonl = path / "completions.jsonl"
+        self.pairs_jsonl = path / "pairs.jsonl"
+        self.held_out_pairs_jsonl = path / "eval" / "pairs.jsonl"
+        self.train = path / "train"
+        self.metrics_jsonl = path / "train" / "metrics.jsonl"
+        self.tuned = path / "train" / "model"
+        self.held_out_jsonl = path / "train" / "held_out.jsonl"
+        self.eval_completions_jsonl = path / "eval" / "completions.jsonl"
+        self.summary_json = path / "eval" / "summary.json"
+        self.results_csv = path / "eval" / "results.csv"
+        self.report_html = path / "report.html"
+        self.logs = path / "logs"
+        if not self.recipe_json.is_file():
+            raise InputError(f"{path}: not a run directory (no recipe.json)")
+        self.recipe: Recipe = validate_recipe(_read_json(self.recipe_json), str(self.recipe_json))
+        self.manifest: dict[str, Any] = _read_json(self.manifest_json)
+        self.recipe_text: str | None = None
+
+    # --- opening ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def start(
+        cls, recipe_path: Path, path: Path | None = None, profile: str | None = None, overrides: tuple[str, ...] = ()
+    ) -> Run:
+        """Create the run directory of a recipe, or open the one that is there.
+
+        A recipe that differs from the one a stage was made with is refused when that stage is performed.
+        """
+        recipe = load_recipe(recipe_path, profile, overrides)
+        path = path or Path("runs") / recipe.name
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path}: is a file, not a run directory")
+        new = not (path / "recipe.json").exists()
+        if new and path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
+            raise InputError(f"{path}: holds other files; name an empty or new folder with --run")
+        how = {"recipe_folder": str(recipe_path.resolve().parent), "profile": profile, "overrides": list(overrides)}
+        if new:
+            write_json(path / "manifest.json", {"tiebreak": tiebreak.__version__, **how, "stages": {}})
+            write_json(path / "recipe.json", recipe.model_dump(mode="json"))
+        run = cls(path)
+        run.recipe, run.recipe_text = recipe, recipe_path.read_text(encoding="utf-8")
+        run.manifest.update(how)
+        return run
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run against other processes; raise InputError at once where one holds it."""
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            with lock:
+                self.manifest["stages"] = _read_json(self.manifest_json)["stages"]
+                yield
+        except Timeout:
+            raise InputError(f"{self.path}: another tiebreak process is working on this run; wait for it or stop it") from None
+
+    def resolve(self, name: str) -> Path:
+        """Return the path of a file that the recipe names: as given, or beside the recipe, or shipped."""
+        given = Path(name).expanduser()
+        folder = Path(self.manifest["recipe_folder"])
+        # os.path takes a long text for no path, where Path raises.
+        return next((path for path in (folder / given, SHIPPED / given) if os.path.exists(path)), folder / given)  # noqa: PTH110
+
+    # --- stages ----------------------------------------------------------------------------------------------------
+
+    def perform(self, stage: str, work: Callable[[Run], Counts], *, again: bool = False) -> Counts:
+        """Perform a stage: check what it rests on, do what is still owed, record what came of it.
+
+        A stage that is done is left alone, unless `again` asks it to look for work once more.
+        """
+        entry = self.manifest["stages"].get(stage)
+        earlier = STAGES[: STAGES.index(stage)]
+        for other in earlier:
+            if stage != "report" and self.state(other) != "done":
+                raise InputError(f"{self.path}: {stage} comes after {other}, which is not done; run `tiebreak {other}` first")
+        settings, inputs = self._settings(stage), self._inputs(stage)
+        if entry is not None and any((self.path / name).exists() for name in FLOW[stage].writes):
+            self._refuse_changes(stage, entry, settings, inputs)
+        owed = entry is None or entry["state"] != "done" or not settings.keys() <= entry["settings"].keys()
+        if entry is not None and not owed and not again:
+            return dict(entry["counts"])
+        begun = time.time()
+        spent = entry["seconds"] if entry else 0.0
+        entry = {
+            "state": "running",
+            "settings": settings,
+            "inputs": inputs,
+            "counts": {},
+            "seconds": spent,
+            "versions": _versions(),
+        }
+        self._record(stage, entry)
+        try:
+            counts = work(self)
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+            self._record(stage, {**entry, "state": "stopped" if stopped else "failed", "seconds": spent + time.time() - begun})
+            raise
+        entry |= {"state": "done", "counts": counts, "seconds": spent + time.time() - begun, "finished": time.time()}
+        self._record(stage, entry)
+        return counts
+
+    def state(self, stage: str) -> str:
+        """Return `owed`, `running`, `stopped`, `failed` or `done`."""
+        return str(self.manifest["stages"].get(stage, {}).get("state", "owed"))
+
+    def counts(self, stage: str) -> Counts:
+        """Return what a stage counted, or nothing where it has not run."""
+        return dict(self.manifest["stages"].get(stage, {}).get("counts", {}))
+
+    def redo(self, stage: str) -> None:
+        """Delete what `stage` made, and everything made from it."""
+        if self.ready_made and stage in ("generate", "judge"):  # both came with the source
+            stage = "prepare"
+        for later in STAGES[STAGES.index(stage) :]:
+            for name in FLOW[later].writes:
+                target = self.path / name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                else:
+                    target.unlink(missing_ok=True)
+            self.manifest["stages"].pop(later, None)
+        write_json(self.manifest_json, self.manifest)
+
+    def _record(self, stage: str, entry: dict[str, Any]) -> None:
+        self.manifest["stages"][stage] = entry
+        if self.recipe_text is not None:
+            write_text(self.path / "recipe.yaml", self.recipe_text)
+        write_json(self.recipe_json, self.recipe.model_dump(mode="json"))
+        write_json(self.manifest_json, self.manifest)
+
+    def _settings(self, stage: str) -> dict[str, Any]:
+        """Return the parts of the recipe that a stage rests on; a list's entries under their own names."""
+        whole = self.recipe
+        trees: dict[str, dict[str, Any]] = {
+            "prepare": {"prompts": whole.prompts, "seed": whole.seed},
+            "generate": {
+                **{f"generate.{sampler.label}": sampler for sampler in whole.generate},
+                "seed": whole.seed,
+                "model": whole.model,
+            },
+            "judge": {f"judges.{judge.name}": judge for judge in whole.judges},
+            "pair": {"pair": whole.pair},
+            "train": {"model": whole.model, "train": whole.train, "seed": whole.seed},
+            "evaluate": {"evaluate": whole.evaluate, "judge": whole.evaluating_judge, "seed": whole.seed},
+            "report": {},
+        }
+        return {key: _without_operational(value) for key, value in trees[stage].items()}
+
+    def _inputs(self, stage: str) -> dict[str, str]:
+        """Return a digest for every file a stage reads."""
+        names = [name.replace("*", f"{self.recipe.labelling_judge}.jsonl") for name in FLOW[stage].reads]
+        paths = {name: self.path / name for name in names if not name.startswith("after:")}
+        if stage == "prepare" and self.recipe.prompts.source:
+            paths["prompts.source"] = self.resolve(self.recipe.prompts.source)
+        judges = self.recipe.judges if stage == "judge" else (self.recipe.evaluating_judge,) if stage == "evaluate" else ()
+        for judge in judges:
+            if isinstance(judge, LlmJudge) and os.path.isfile(self.resolve(judge.criteria)):  # noqa: PTH113
+                paths[f"judges.{judge.name}.criteria"] = self.resolve(judge.criteria)
+        digests = {name: _digest(path) for name, path in paths.items() if path.is_file()}
+        for name in FLOW[stage].reads:
+            if name.startswith("after:"):
+                digests[name] = str(self.manifest["stages"].get(name[6:], {}).get("finished"))
+        return digests
+
+    def _refuse_changes(self, stage: str, entry: dict[str, Any], settings: dict[str, Any], inputs: dict[str, str]) -> None:
+        changed = []
+        for key in settings.keys() & entry["settings"].keys():  # a sampler or judge that is new is simply owed
+            changed += _differences(key, entry["settings"][key], settings[key])
+        for name in inputs.keys() | entry["inputs"].keys():
+            if name.endswith(".criteria") and not (name in inputs and name in entry["inputs"]):
+                continue  # its judge is new, or gone
+            if inputs.get(name) != entry["inputs"].get(name):
+                changed.append(f"the content of {name}" if not name.startswith("after:") else f"the output of {name[6:]}")
+        if changed:
+            what = ", ".join(sorted(changed))
+            raise InputError(
+                f"{self.path}: {stage} was made with other settings or inputs: {what}; "
+                f"repeat it with --redo {stage}, or start another run with --run DIR"
+            )
+
+    # --- records ---------------------------------------------------------------------------------------------------
+
+    def prompts(self) -> list[Prompt]:
+        """Read every prompt, in the order of the source."""
+        return list(read_jsonl(self.prompts_jsonl, Prompt))
+
+    def draws(self) -> list[Completion]:
+        """Read every draw, equal texts included."""
+        return list(read_jsonl(self.completions_jsonl, Completion))
+
+    def judgments(self, judge: str) -> Path:
+        """Return the file of a judge's verdicts."""
+        return self.path / "judgments" / f"{judge}.jsonl"
+
+    def eval_judgments(self, judge: str) -> Path:
+        """Return the file of a judge's verdicts on the held-out prompts."""
+        return self.path / "eval" / "judgments" / f"{judge}.jsonl"
+
+    def verdicts(self, path: Path) -> list[Comparison] | list[Rating]:
+        """Read a judge's comparisons or ratings, the last one where a question was asked again after an error."""
+        lines = list(read_jsonl(path, _verdict_kind(path)))
+        latest: dict[tuple[str, ...], Any] = {}
+        for line in lines:
+            key = (line.first, line.second) if isinstance(line, Comparison) else (line.completion_id,)
+            latest[key] = line
+        return list(latest.values())
+
+    def pairs(self, path: Path) -> list[PreferencePair]:
+        """Read `pairs_jsonl` or `held_out_pairs_jsonl`."""
+        return list(read_jsonl(path, PreferencePair)) if path.exists() else []
+
+    @property
+    def ready_made(self) -> bool:
+        """Whether the pairs came with the source."""
+        return self.recipe.prompts.pairs is not None
+
+    @property
+    def given_jsonl(self) -> Path:
+        """The verdicts that ready-made pairs came with."""
+        return self.judgments(GIVEN)
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def read_jsonl(path: Path, record: type[R]) -> Iterator[R]:
+    """Yield the records of a file that may end in a torn line; an absent file holds none."""
+    if not path.exists():
+        return
+    with path.open("rb") as lines:  # only a newline byte ends a line: U+2028 and its like are text
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield record.model_validate_json(line)
+            except ValidationError as error:
+                problem = error.errors(include_url=False, include_input=False)[0]
+                raise InputError(
+                    f"{path}, line {number}: not a {record.__name__}: {'.'.join(map(str, problem['loc']))} {problem['msg']}; "
+                    "mend or delete the line"
+                ) from None
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[Callable[[BaseModel], None]]:
+    """Yield a function that appends one record as one line, in the file as soon as it returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as stream:
+        _cut_torn_line(stream)
+
+        def append(record: BaseModel) -> None:
+            stream.write(_line(record))
+            stream.flush()
+
+        yield append
+
+
+def write_jsonl(path: Path, records: Iterable[BaseModel]) -> None:
+    """Write a whole file of records, or nothing."""
+    _atomically(path, (_line(record) for record in records))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole, or not at all."""
+    _atomically(path, [json.dumps(value, indent=2, ensure_ascii=False, default=str).encode() + b"\n"])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, or not at all."""
+    _atomically(path, [text.encode()])
+
+
+def _atomically(path: Path, pieces: Iterable[bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as stream:
+        stream.writelines(pieces)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def _line(record: BaseModel) -> bytes:
+    text = record.model_dump_json()
+    for mark in "\u2028\u2029\u0085":  # readers that split lines as str.splitlines does would cut here
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return text.encode() + b"\n"
+
+
+def _cut_torn_line(stream: Any) -> None:
+    stream.seek(0, os.SEEK_END)
+    end = stream.tell()
+    at = end
+    while at > 0:
+        step = min(1 << 16, at)
+        stream.seek(at - step)
+        block = stream.read(step)
+        newline = block.rfind(b"\n")
+        if newline >= 0:
+            at = at - step + newline + 1
+            break
+        at -= step
+    if at != end:
+        stream.truncate(at)
+    stream.seek(0, os.SEEK_END)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+
+
+def _verdict_kind(path: Path) -> type[Comparison] | type[Rating]:
+    if not path.exists():
+        return Comparison
+    with path.open("rb") as lines:
+        first = lines.readline()
+    return Rating if b'"completion_id"' in first.split(b'"judge"', 1)[0] else Comparison
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _without_operational(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return {key: _without_operational(inner) for key, inner in value.items() if key not in OPERATIONAL}
+    if isinstance(value, list | tuple):
+        return [_without_operational(inner) for inner in value]
+    return value
+
+
+def _differences(key: str, old: Any, new: Any) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for name in sorted(old.keys() | new.keys())
+            for line in _differences(f"{key}.{name}", old.get(name), new.get(name))
+        ]
+    return [] if old == new else [f"{key} (was {json.dumps(old)}, is {json.dumps(new)})"]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"tiebreak": tiebreak.__version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,100 @@
+"""The stages: one verb, one file, one function."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from tiebreak import models
+from tiebreak.progress import say
+from tiebreak.recipe import Endpoint, LlmJudge, LocalSampler
+from tiebreak.run import Counts, Run
+
+__all__ = ["check", "describe", "perform"]
+
+
+def perform(run: Run, stage: str, *, again: bool = False) -> Counts:
+    """Perform one stage of a run and say in one line what it made, what it dropped and why."""
+    function = getattr(import_module(f"tiebreak.stages.{stage}"), stage)
+    counts = run.perform(stage, function, again=again)
+    say(f"{stage}: {describe(stage, counts)}")
+    return counts
+
+
+def check(run: Run) -> None:
+    """Check what the recipe names, before any model loads and any call is paid. Raises InputError."""
+    recipe = run.recipe
+    samplers = [*recipe.generate, *([recipe.prompts.write.sampler] if recipe.prompts.write else [])]
+    wanted = [recipe.model, *(sampler.model for sampler in samplers if isinstance(sampler, LocalSampler) and sampler.model)]
+    for model in wanted:
+        models.check(model)
+    endpoints = [part for part in (*samplers, *recipe.judges) if isinstance(part, Endpoint)]
+    if endpoints:
+        from tiebreak.samplers.api import check_keys
+
+        check_keys(endpoints)
+    for judge in recipe.judges:
+        if isinstance(judge, LlmJudge):
+            from tiebreak.judges.llm import read_criteria
+
+            read_criteria(run, judge)
+
+
+def describe(stage: str, counts: Counts) -> str:
+    """Say a stage's counts in one line."""
+    return {
+        "prepare": _prepare,
+        "generate": _generate,
+        "judge": _judge,
+        "pair": _pair,
+        "train": _train,
+        "evaluate": lambda counts: str(counts["verdict"]),
+        "report": lambda counts: str(counts["path"]),
+    }[stage](counts)
+
+
+def _prepare(counts: Counts) -> str:
+    pairs = f", {counts['pairs']} ready-made pairs" if "pairs" in counts else ""
+    dropped = f"; dropped {_listed(counts['dropped'])}" if counts["dropped"] else ""
+    return f"{counts['prompts']} prompts of {counts['rows']} rows ({counts['train']} train, {counts['test']} test){pairs}{dropped}"
+
+
+def _generate(counts: Counts) -> str:
+    if not counts["drawn"]:
+        return "nothing to draw"
+    cut = f", {counts['cut']} cut at the token limit" if counts["cut"] else ""
+    failed = f", {counts['failed']} failed (tiebreak generate asks for them again)" if counts.get("failed") else ""
+    return f"{counts['distinct']} distinct completions of {counts['drawn']} drawn ({counts['identical']} identical{cut}){failed}"
+
+
+def _judge(counts: Counts) -> str:
+    parts = []
+    for name, own in counts.items():
+        errors = f", {own['errors']} errors (tiebreak judge asks again)" if own["errors"] else ""
+        if "questions" in own:
+            kinds = _listed({kind: own[kind] for kind in ("ties", "inconsistent", "unreadable")})
+            parts.append(f"{name} made {own['records']} comparisons of {own['questions']} twos ({kinds}){errors}")
+        else:
+            parts.append(f"{name} rated {own['records']} completions{errors}")
+    return "; ".join(parts) or "the pairs came with their verdicts"
+
+
+def _pair(counts: Counts) -> str:
+    parts = []
+    for name, label in (("train", "to train on"), ("held_out", "held out")):
+        own = counts[name]
+        why = f" (dropped {_listed(own['dropped'])})" if own["dropped"] else ""
+        parts.append(f"{own['usable']} of {own['attempted']} pairs usable {label}{why}")
+    return "; ".join(parts)
+
+
+def _train(counts: Counts) -> str:
+    if "skipped" in counts:
+        return f"skipped: {counts['skipped']}"
+    return f"{counts['steps']} steps on {counts['pairs']} pairs of {counts['prompts']} prompts, mean loss {counts['loss']:.3f}"
+
+
+def _listed(counts: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items())
+
+

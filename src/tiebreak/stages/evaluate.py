@@ -1,0 +1,189 @@
+"""evaluate: base against tuned on held-out prompts, fresh completions from both, every failure counted."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from typing import Any, NamedTuple
+
+from tiebreak.judges.build import build_judge
+from tiebreak.metrics.agreement import Verdicts
+from tiebreak.metrics.winrate import Estimate, mean, rate
+from tiebreak.progress import progress
+from tiebreak.recipe import Model
+from tiebreak.records import Completion, Prompt, Rating
+from tiebreak.run import Counts, Run, appending, read_jsonl, write_json, write_text
+from tiebreak.samplers.local import Local
+from tiebreak.stages.judge import ask
+from tiebreak.stages.train import HeldOut
+
+MODELS = ("base", "tuned")
+
+
+class Meeting(NamedTuple):
+    """Base and tuned on one draw of one held-out prompt; `verdict` is tuned, base, tie, inconsistent or error."""
+
+    prompt: Prompt
+    base: Completion
+    tuned: Completion
+    verdict: str
+    reason: str
+
+
+def evaluate(run: Run) -> Counts:
+    """Write `eval/summary.json` and `eval/results.csv`."""
+    trained, section = run.tuned.is_dir(), run.recipe.evaluating_judge
+    held_out = _held_out_pairs(run)
+    if run.recipe.evaluate is None or section is None or not trained:
+        why = (
+            f"nothing was trained: {run.counts('train').get('skipped', 'no tuned model')}"
+            if not trained
+            else "the recipe names no judge to compare completions with"
+        )
+        return _write(run, {"verdict": {"word": "not compared", "sentence": _not_compared(why, held_out)}, "held_out_pairs": held_out}, [])
+    prompts = [prompt for prompt in run.prompts() if prompt.split == "test"]
+    drawn = _draw(run, prompts)
+    twos = [
+        (prompt, base, tuned)
+        for prompt in prompts
+        for at in range(run.recipe.evaluate.n)
+        if (base := drawn.get(("base", prompt.id, at))) and (tuned := drawn.get(("tuned", prompt.id, at)))
+    ]
+    path = run.eval_judgments(section.name)
+    ask(run, section, build_judge(section, run), path, twos)
+    verdicts = Verdicts(run.verdicts(path))
+    meetings = [_meet(verdicts, *two) for two in twos]
+    return _write(run, _summary(run, meetings, verdicts, held_out), meetings, verdicts)
+
+
+def _draw(run: Run, prompts: list[Prompt]) -> dict[tuple[str, str, int], Completion]:
+    """Draw what is owed from both models, and return every draw by model, prompt and number."""
+    assert run.recipe.evaluate is not None
+    sampling = run.recipe.evaluate
+    sources = {"base": run.recipe.model, "tuned": Model(name_or_path=str(run.tuned))}
+    have = list(read_jsonl(run.eval_completions_jsonl, Completion))
+    with appending(run.eval_completions_jsonl) as append:
+        for name in MODELS:
+            done = frozenset((draw.prompt_id, draw.draw) for draw in have if draw.sampler == name)
+            # Both models draw with the same seeds: the label would set them apart.
+            sampler = Local("held-out", sources[name], sampling, run.recipe.seed)
+            with progress(f"evaluate {name}", len(prompts) * sampling.n - len(done), "completions") as advance:
+                for completion in sampler.sample(prompts, done):
+                    append(completion.model_copy(update={"sampler": name}))
+                    advance(1)
+    return {(draw.sampler, draw.prompt_id, draw.draw): draw for draw in read_jsonl(run.eval_completions_jsonl, Completion)}
+
+
+def _meet(verdicts: Verdicts, prompt: Prompt, base: Completion, tuned: Completion) -> Meeting:
+    if base.id == tuned.id:
+        return Meeting(prompt, base, tuned, "tie", "the same text")
+    if not base.text.strip() or not tuned.text.strip():
+        empty = [not base.text.strip(), not tuned.text.strip()]
+        return Meeting(prompt, base, tuned, "tie" if all(empty) else "tuned" if empty[0] else "base", "an empty answer loses")
+    outcome = verdicts.outcome(base.id, tuned.id)
+    verdict = {"win": "tuned" if outcome.winner == tuned.id else "base", "unreadable": "error"}.get(outcome.kind, outcome.kind)
+    return Meeting(prompt, base, tuned, verdict, outcome.reason)
+
+
+def _summary(run: Run, meetings: list[Meeting], verdicts: Verdicts, held_out: dict[str, Any] | None) -> dict[str, Any]:
+    assert run.recipe.evaluate is not None
+    worth = {"tuned": 1.0, "tie": 0.5, "inconsistent": 0.5, "base": 0.0}
+    by_prompt: dict[str, list[Meeting]] = {}
+    for meeting in meetings:
+        by_prompt.setdefault(meeting.prompt.id, []).append(meeting)
+    wins = rate([[worth[m.verdict] for m in group if m.verdict in worth] for group in by_prompt.values()])
+    tally = Counter(meeting.verdict for meeting in meetings)
+    sides = {name: [[getattr(m, name) for m in group] for group in by_prompt.values()] for name in MODELS}
+
+    def values(name: str, value: Any) -> list[list[float]]:
+        return [[each for c in group if (each := value(c)) is not None] for group in sides[name]]
+
+    def both(estimate: Any, value: Any) -> dict[str, Any]:
+        return {name: _plain(estimate(values(name, value)), "mean" if estimate is mean else "rate") for name in MODELS}
+
+    rated = verdicts.ratings
+    checks = list(json.loads(next(iter(rated.values())).raw or "{}")) if rated else []
+    return {
+        "verdict": _verdict(wins, len(by_prompt)),
+        "prompts": len(by_prompt),
+        "completions_per_prompt": run.recipe.evaluate.n,
+        "judge": run.recipe.evaluating_judge and run.recipe.evaluating_judge.name,
+        "win_rate": None
+        if wins is None
+        else _plain(wins)
+        | {"win": tally["tuned"], "tie": tally["tie"], "loss": tally["base"], "inconsistent": tally["inconsistent"]}
+        | {"failed": tally["error"]},
+        "scores": both(mean, lambda c: _score(rated.get(c.id))) if rated else None,
+        "passing": both(rate, lambda c: None if _score(rated.get(c.id)) is None else float(_score(rated.get(c.id)) == 1.0))
+        if rated
+        else None,
+        "checks": [{"name": check, **both(rate, lambda c, check=check: _check(rated.get(c.id), check))} for check in checks],
+        "lengths": both(mean, lambda c: float(len(c.text))),
+        "held_out_pairs": held_out,
+        "cost": None,
+    }
+
+
+def _score(rating: Rating | None) -> float | None:
+    return rating.score if rating else None
+
+
+def _check(rating: Rating | None, name: str) -> float | None:
+    return float(json.loads(rating.raw)[name]) if rating and rating.error is None else None
+
+
+def _verdict(wins: Estimate | None, prompts: int) -> dict[str, str]:
+    """Say what the interval, not the mean, allows."""
+    if wins is None:
+        return {"word": "not compared", "sentence": "Not compared: no verdict on the held-out prompts could be read."}
+    share = f"wins {wins.value:.0%} of {wins.n} comparisons against the base (95 % interval {wins.low:.0%} to {wins.high:.0%})"
+    if wins.low > 0.5:
+        return {"word": "better", "sentence": f"The tuned model is better: it {share} on {prompts} held-out prompts."}
+    if wins.high < 0.5:
+        return {"word": "worse", "sentence": f"The tuned model is worse: it {share} on {prompts} held-out prompts."}
+    return {"word": "no difference", "sentence": f"No difference that {prompts} prompts can show: the tuned model {share}."}
+
+
+def _not_compared(why: str, held_out: dict[str, Any] | None) -> str:
+    if held_out is None:
+        return f"Base and tuned were not compared: {why}."
+    accuracy = held_out["accuracy"]
+    return (
+        f"Completions were not compared ({why}); of {held_out['n']} held-out pairs the tuned model ranks "
+        f"{accuracy['rate']:.0%} the right way round (95 % interval {accuracy['low']:.0%} to {accuracy['high']:.0%})."
+    )
+
+
+def _held_out_pairs(run: Run) -> dict[str, Any] | None:
+    groups: dict[int, list[HeldOut]] = {}
+    for pair in read_jsonl(run.held_out_jsonl, HeldOut):
+        groups.setdefault(pair.prompt, []).append(pair)
+    accuracy = rate([[0.5 if p.chosen == p.rejected else float(p.chosen > p.rejected) for p in group] for group in groups.values()])
+    margin = mean([[p.chosen - p.rejected for p in group] for group in groups.values()])
+    return {"n": accuracy.n, "accuracy": _plain(accuracy), "margin": _plain(margin, "mean")} if accuracy else None
+
+
+def _plain(estimate: Estimate | None, name: str = "rate") -> dict[str, Any] | None:
+    if estimate is None:
+        return None
+    # One prompt gives a mean no interval; JSON has no word for infinity.
+    low, high = (value if math.isfinite(value) else None for value in (estimate.low, estimate.high))
+    return {name: estimate.value, "low": low, "high": high, "n": estimate.n, "prompts": estimate.prompts}
+
+
+def _write(run: Run, summary: dict[str, Any], meetings: list[Meeting], verdicts: Verdicts | None = None) -> Counts:
+    rows = io.StringIO()
+    table = csv.writer(rows)
+    table.writerow(["prompt_id", "prompt", "base", "tuned", "verdict", "reason", "base_score", "tuned_score"])
+    rated = verdicts.ratings if verdicts else {}
+    for meeting in meetings:
+        scores = [_score(rated.get(side.id)) for side in (meeting.base, meeting.tuned)]
+        texts = [meeting.prompt.text, meeting.base.text, meeting.tuned.text, meeting.verdict, meeting.reason]
+        table.writerow([meeting.prompt.id, *texts, *("" if score is None else score for score in scores)])
+    write_text(run.results_csv, rows.getvalue())
+    write_json(run.summary_json, summary)
+    wins = summary.get("win_rate") or {}
+    return {"verdict": summary["verdict"]["sentence"]} | {key: wins[key] for key in ("win", "tie", "loss", "inconsistent", "failed") if key in wins}

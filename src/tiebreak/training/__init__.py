@@ -1,0 +1,1 @@
+"""The engine: preference trees, log-probs, losses, and a thin Trainer."""
