@@ -370,12 +370,6 @@ def test_nothing_left_is_an_error_with_the_reasons(make_run):
     assert message == "prompts: none is left of 3 rows (2 too short, 1 empty); loosen prompts.filters"
 
 
-def test_equal_prompts_are_one_record_even_where_rows_may_repeat(make_run):
-    run = make_run(items=["a", "b", "a"], filters={"drop_duplicates": False})
-    counts = prepare(run)
-    assert (counts["kept"], counts["prompts"], texts(run)) == (3, 2, ["a", "b"])
-
-
 # --- split ---------------------------------------------------------------------------------------------------------
 
 
@@ -412,10 +406,10 @@ rows_of_pairs = st.lists(
 
 
 @settings(max_examples=60)
-@given(rows=rows_of_pairs, data=st.data(), shortest=st.integers(0, 2), drop=st.booleans())
-def test_filters_and_split_of_any_rows(rows, data, shortest, drop):
+@given(rows=rows_of_pairs, data=st.data(), shortest=st.integers(0, 2))
+def test_filters_and_split_of_any_rows(rows, data, shortest):
     prompts = Prompts.model_validate_json(
-        json.dumps({"source": "x.csv", "pairs": {}, "filters": {"min_characters": shortest, "drop_duplicates": drop}})
+        json.dumps({"source": "x.csv", "pairs": {}, "filters": {"min_characters": shortest}})
     )
     shuffled = data.draw(st.permutations(rows))
 

@@ -68,7 +68,9 @@ def _stage_command(stage: str) -> None:
         overrides: Overrides = None,
         run_dir: RunDir = None,
         profile: Profile = None,
-        redo: Annotated[bool, typer.Option("--redo", help="Delete what this stage made and all that came of it; then repeat.")] = False,
+        redo: Annotated[
+            bool, typer.Option("--redo", help="Delete what this stage made and all that came of it; then repeat.")
+        ] = False,
     ) -> None:
         from tiebreak.stages import check, perform
 
@@ -77,7 +79,8 @@ def _stage_command(stage: str) -> None:
             if redo:
                 current.redo(stage)
             check(current)
-            perform(current, stage, again=True)
+            # A model that is trained is not trained again unless asked: --redo.
+            perform(current, stage, again=stage != "train")
 
     app.command(stage, help=STAGE_HELP[stage])(command)
 

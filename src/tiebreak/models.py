@@ -134,6 +134,7 @@ def _save_gguf_as_safetensors(gguf: Path, out: Path) -> None:
         plain = type(model)(model.config)
         plain.load_state_dict(model.state_dict())
         plain.generation_config = model.generation_config
+        plain.generation_config.do_sample = True  # else `transformers serve` is greedy at any temperature it is asked for
         plain.save_pretrained(out)
         tokenizer.save_pretrained(out)
 

@@ -174,7 +174,7 @@ class PairColumns(Section):
 
 
 class Filters(Section):
-    """Which rows are kept; every dropped row is counted under the filter that dropped it."""
+    """Which rows are kept; every dropped row is counted under the filter that dropped it. Equal rows are kept once."""
 
     on: tuple[Literal["prompt", "chosen", "rejected"], ...] = ("prompt",)
     """The texts that lengths and patterns are checked on; chosen and rejected with ready-made pairs."""
@@ -186,8 +186,6 @@ class Filters(Section):
     """Regular expression that must be found."""
     not_match: str | None = None
     """Regular expression that must not be found."""
-    drop_duplicates: bool = True
-    """Keep the first of equal prompts (with ready-made pairs: of equal rows)."""
     first: int | None = Field(None, ge=1)
     """Keep the first n rows that pass the filters above."""
     random: int | None = Field(None, ge=1)

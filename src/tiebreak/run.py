@@ -42,7 +42,8 @@ class Made(NamedTuple):
 # `after:STAGE` stands for what a stage wrote where hashing it would take long: the time it finished.
 # `judgments/*` is the labelling judge's file.
 FLOW: dict[str, Made] = {
-    "prepare": Made((), ("prompts.jsonl", "written.jsonl")),
+    # written.jsonl stays on a redo: its replies are keyed by what was asked, and they were paid for.
+    "prepare": Made((), ("prompts.jsonl",)),
     "generate": Made(("prompts.jsonl",), ("completions.jsonl",)),
     "judge": Made(("prompts.jsonl", "completions.jsonl"), ("judgments",)),
     "pair": Made(("prompts.jsonl", "completions.jsonl", "judgments/*"), ("pairs.jsonl", "eval/pairs.jsonl")),
@@ -104,7 +105,9 @@ class Run:
         new = not (path / "recipe.json").exists()
         if new and path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
             raise InputError(f"{path}: holds other files; name an empty or new folder with --run")
-        how = {"recipe_folder": str(recipe_path.resolve().parent), "profile": profile, "overrides": list(overrides)}
+        recipe_path = recipe_path.resolve()
+        how: dict[str, Any] = {"recipe_folder": str(recipe_path.parent), "recipe_file": recipe_path.name}
+        how |= {"profile": profile, "overrides": list(overrides)}
         if new:
             write_json(path / "manifest.json", {"tiebreak": tiebreak.__version__, **how, "stages": {}})
             write_json(path / "recipe.json", recipe.model_dump(mode="json"))
@@ -116,17 +119,20 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run against other processes; raise InputError at once where one holds it."""
-        lock = FileLock(self.path / ".lock", timeout=0)
+        lock = FileLock(self.path / ".lock")
         try:
-            with lock:
-                self.manifest["stages"] = _read_json(self.manifest_json)["stages"]
-                yield
+            lock.acquire(timeout=0)
         except Timeout:
             raise InputError(f"{self.path}: another tiebreak process is working on this run; wait for it or stop it") from None
+        try:
+            self.manifest["stages"] = _read_json(self.manifest_json)["stages"]
+            yield
+        finally:
+            lock.release()
 
     def resolve(self, name: str) -> Path:
         """Return the path of a file that the recipe names: as given, or beside the recipe, or shipped."""
-        given = Path(name).expanduser()
+        given = Path(os.path.expanduser(name))  # noqa: PTH111  Path's own raises where ~ is only a character
         folder = Path(self.manifest["recipe_folder"])
         # os.path takes a long text for no path, where Path raises.
         return next((path for path in (folder / given, SHIPPED / given) if os.path.exists(path)), folder / given)  # noqa: PTH110
@@ -144,9 +150,10 @@ class Run:
             if stage != "report" and self.state(other) != "done":
                 raise InputError(f"{self.path}: {stage} comes after {other}, which is not done; run `tiebreak {other}` first")
         settings, inputs = self._settings(stage), self._inputs(stage)
+        grown = entry is not None and stage == "judge" and _grew(self.completions_jsonl, entry["inputs"]["completions.jsonl"])
         if entry is not None and any((self.path / name).exists() for name in FLOW[stage].writes):
-            self._refuse_changes(stage, entry, settings, inputs)
-        owed = entry is None or entry["state"] != "done" or not settings.keys() <= entry["settings"].keys()
+            self._refuse_changes(stage, entry, settings, inputs, grown=grown)
+        owed = entry is None or entry["state"] != "done" or grown or not settings.keys() <= entry["settings"].keys()
         if entry is not None and not owed and not again:
             return dict(entry["counts"])
         begun = time.time()
@@ -233,13 +240,19 @@ class Run:
                 digests[name] = str(self.manifest["stages"].get(name[6:], {}).get("finished"))
         return digests
 
-    def _refuse_changes(self, stage: str, entry: dict[str, Any], settings: dict[str, Any], inputs: dict[str, str]) -> None:
+    def _refuse_changes(
+        self, stage: str, entry: dict[str, Any], settings: dict[str, Any], inputs: dict[str, str], *, grown: bool
+    ) -> None:
         changed = []
         for key in settings.keys() & entry["settings"].keys():  # a sampler or judge that is new is simply owed
             changed += _differences(key, entry["settings"][key], settings[key])
+        if stage == "generate":  # what a sampler drew that is gone would still be judged
+            changed += [f"{key} (is gone)" for key in entry["settings"].keys() - settings.keys()]
         for name in inputs.keys() | entry["inputs"].keys():
             if name.endswith(".criteria") and not (name in inputs and name in entry["inputs"]):
                 continue  # its judge is new, or gone
+            if name == "completions.jsonl" and grown:
+                continue  # the new ones are owed a verdict, the others keep theirs
             if inputs.get(name) != entry["inputs"].get(name):
                 changed.append(f"the content of {name}" if not name.startswith("after:") else f"the output of {name[6:]}")
         if changed:
@@ -391,12 +404,22 @@ def _verdict_kind(path: Path) -> type[Comparison] | type[Rating]:
     return Rating if b'"completion_id"' in first.split(b'"judge"', 1)[0] else Comparison
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, size: int | None = None) -> str:
+    """Return `size:sha256` of a file, or of its first `size` bytes."""
     digest = hashlib.sha256()
+    left = path.stat().st_size if size is None else size
+    whole = left
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
+        while block := stream.read(min(1 << 20, left)):
             digest.update(block)
-    return digest.hexdigest()
+            left -= len(block)
+    return f"{whole - left}:{digest.hexdigest()}"
+
+
+def _grew(path: Path, earlier: str) -> bool:
+    """Tell whether lines were appended to a file since its digest was taken, and nothing else."""
+    size = int(earlier.partition(":")[0])
+    return path.exists() and path.stat().st_size > size and _digest(path, size) == earlier
 
 
 def _without_operational(value: Any) -> Any:

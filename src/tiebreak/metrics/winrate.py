@@ -49,7 +49,9 @@ def mean(by_prompt: Sequence[Sequence[float]], confidence: float = 0.95) -> Esti
         return None
     n, prompts = sum(map(len, groups)), len(groups)
     value = sum(map(sum, groups)) / n
-    half = float(stats.t.ppf((1 + confidence) / 2, prompts - 1)) * math.sqrt(_variance(groups, value)) if prompts > 1 else math.inf
+    half = (
+        float(stats.t.ppf((1 + confidence) / 2, prompts - 1)) * math.sqrt(_variance(groups, value)) if prompts > 1 else math.inf
+    )
     return Estimate(value, value - half, value + half, n, prompts)
 
 

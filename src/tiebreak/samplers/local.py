@@ -87,6 +87,7 @@ class Local:
         config = GenerationConfig(
             do_sample=not greedy,
             max_new_tokens=self._sampling.max_new_tokens,
+            use_cache=True,
             num_return_sequences=self.n if model.config.is_encoder_decoder else 1,
             eos_token_id=stops,
             pad_token_id=pad,
@@ -98,9 +99,8 @@ class Local:
             if width > 1:
                 # Encode the prompts once, but for their last token, and let every draw share the cache.
                 positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, :-1]
-                cache = model(
-                    input_ids=input_ids[:, :-1], attention_mask=attention_mask[:, :-1], position_ids=positions, logits_to_keep=1
-                ).past_key_values
+                seen = {"input_ids": input_ids[:, :-1], "attention_mask": attention_mask[:, :-1], "position_ids": positions}
+                cache = model(**seen, use_cache=True, logits_to_keep=1).past_key_values
                 cache.batch_repeat_interleave(self.n)
                 prefix = {"past_key_values": cache}
             input_ids = input_ids.repeat_interleave(self.n, 0)

@@ -16,8 +16,9 @@ __all__ = ["check", "describe", "perform"]
 def perform(run: Run, stage: str, *, again: bool = False) -> Counts:
     """Perform one stage of a run and say in one line what it made, what it dropped and why."""
     function = getattr(import_module(f"tiebreak.stages.{stage}"), stage)
+    before = "" if again or run.state(stage) != "done" else " (done before)"
     counts = run.perform(stage, function, again=again)
-    say(f"{stage}: {describe(stage, counts)}")
+    say(f"{stage}: {describe(stage, counts)}{before}")
     return counts
 
 
@@ -49,14 +50,16 @@ def describe(stage: str, counts: Counts) -> str:
         "pair": _pair,
         "train": _train,
         "evaluate": lambda counts: str(counts["verdict"]),
-        "report": lambda counts: str(counts["path"]),
+        "report": lambda counts: f"{counts['charts']} charts, {counts['examples']} examples, {counts['bytes'] / 1000:.0f} kB",
     }[stage](counts)
 
 
 def _prepare(counts: Counts) -> str:
     pairs = f", {counts['pairs']} ready-made pairs" if "pairs" in counts else ""
     dropped = f"; dropped {_listed(counts['dropped'])}" if counts["dropped"] else ""
-    return f"{counts['prompts']} prompts of {counts['rows']} rows ({counts['train']} train, {counts['test']} test){pairs}{dropped}"
+    return (
+        f"{counts['prompts']} prompts of {counts['rows']} rows ({counts['train']} train, {counts['test']} test){pairs}{dropped}"
+    )
 
 
 def _generate(counts: Counts) -> str:
@@ -96,5 +99,3 @@ def _train(counts: Counts) -> str:
 
 def _listed(counts: dict[str, Any]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.items())
-
-

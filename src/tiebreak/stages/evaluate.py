@@ -13,7 +13,7 @@ from tiebreak.judges.build import build_judge
 from tiebreak.metrics.agreement import Verdicts
 from tiebreak.metrics.winrate import Estimate, mean, rate
 from tiebreak.progress import progress
-from tiebreak.recipe import Model
+from tiebreak.recipe import Endpoint, Model
 from tiebreak.records import Completion, Prompt, Rating
 from tiebreak.run import Counts, Run, appending, read_jsonl, write_json, write_text
 from tiebreak.samplers.local import Local
@@ -43,7 +43,9 @@ def evaluate(run: Run) -> Counts:
             if not trained
             else "the recipe names no judge to compare completions with"
         )
-        return _write(run, {"verdict": {"word": "not compared", "sentence": _not_compared(why, held_out)}, "held_out_pairs": held_out}, [])
+        return _write(
+            run, {"verdict": {"word": "not compared", "sentence": _not_compared(why, held_out)}, "held_out_pairs": held_out}, []
+        )
     prompts = [prompt for prompt in run.prompts() if prompt.split == "test"]
     drawn = _draw(run, prompts)
     twos = [
@@ -123,8 +125,14 @@ def _summary(run: Run, meetings: list[Meeting], verdicts: Verdicts, held_out: di
         "checks": [{"name": check, **both(rate, lambda c, check=check: _check(rated.get(c.id), check))} for check in checks],
         "lengths": both(mean, lambda c: float(len(c.text))),
         "held_out_pairs": held_out,
-        "cost": None,
+        "cost": _cost(run),
     }
+
+
+def _cost(run: Run) -> float | None:
+    """Return what the run paid in US dollars: nothing where nobody was asked for money, None where it is not known."""
+    parts = [*run.recipe.generate, *run.recipe.judges, *([run.recipe.prompts.write.sampler] if run.recipe.prompts.write else [])]
+    return None if any(isinstance(part, Endpoint) for part in parts) else 0.0
 
 
 def _score(rating: Rating | None) -> float | None:
@@ -139,7 +147,8 @@ def _verdict(wins: Estimate | None, prompts: int) -> dict[str, str]:
     """Say what the interval, not the mean, allows."""
     if wins is None:
         return {"word": "not compared", "sentence": "Not compared: no verdict on the held-out prompts could be read."}
-    share = f"wins {wins.value:.0%} of {wins.n} comparisons against the base (95 % interval {wins.low:.0%} to {wins.high:.0%})"
+    percent = [f"{value * 100:.0f}" for value in wins[:3]]
+    share = f"wins {percent[0]} % of {wins.n} comparisons against the base (95 % interval {percent[1]} to {percent[2]} %)"
     if wins.low > 0.5:
         return {"word": "better", "sentence": f"The tuned model is better: it {share} on {prompts} held-out prompts."}
     if wins.high < 0.5:
@@ -150,10 +159,10 @@ def _verdict(wins: Estimate | None, prompts: int) -> dict[str, str]:
 def _not_compared(why: str, held_out: dict[str, Any] | None) -> str:
     if held_out is None:
         return f"Base and tuned were not compared: {why}."
-    accuracy = held_out["accuracy"]
+    percent = [f"{held_out['accuracy'][name] * 100:.0f}" for name in ("rate", "low", "high")]
     return (
         f"Completions were not compared ({why}); of {held_out['n']} held-out pairs the tuned model ranks "
-        f"{accuracy['rate']:.0%} the right way round (95 % interval {accuracy['low']:.0%} to {accuracy['high']:.0%})."
+        f"{percent[0]} % the right way round (95 % interval {percent[1]} to {percent[2]} %)."
     )
 
 
@@ -161,7 +170,9 @@ def _held_out_pairs(run: Run) -> dict[str, Any] | None:
     groups: dict[int, list[HeldOut]] = {}
     for pair in read_jsonl(run.held_out_jsonl, HeldOut):
         groups.setdefault(pair.prompt, []).append(pair)
-    accuracy = rate([[0.5 if p.chosen == p.rejected else float(p.chosen > p.rejected) for p in group] for group in groups.values()])
+    accuracy = rate(
+        [[0.5 if p.chosen == p.rejected else float(p.chosen > p.rejected) for p in group] for group in groups.values()]
+    )
     margin = mean([[p.chosen - p.rejected for p in group] for group in groups.values()])
     return {"n": accuracy.n, "accuracy": _plain(accuracy), "margin": _plain(margin, "mean")} if accuracy else None
 
@@ -186,4 +197,6 @@ def _write(run: Run, summary: dict[str, Any], meetings: list[Meeting], verdicts:
     write_text(run.results_csv, rows.getvalue())
     write_json(run.summary_json, summary)
     wins = summary.get("win_rate") or {}
-    return {"verdict": summary["verdict"]["sentence"]} | {key: wins[key] for key in ("win", "tie", "loss", "inconsistent", "failed") if key in wins}
+    return {"verdict": summary["verdict"]["sentence"]} | {
+        key: wins[key] for key in ("win", "tie", "loss", "inconsistent", "failed") if key in wins
+    }

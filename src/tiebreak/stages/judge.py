@@ -23,7 +23,11 @@ def judge(run: Run) -> Counts:
     prompts = {prompt.id: prompt for prompt in run.prompts()}
     if run.ready_made:
         texts = {draw.id: draw for draw in run.draws()}
-        twos = [(prompts[v.prompt_id], texts[v.first], texts[v.second]) for v in run.verdicts(run.given_jsonl) if isinstance(v, Comparison)]
+        twos = [
+            (prompts[v.prompt_id], texts[v.first], texts[v.second])
+            for v in run.verdicts(run.given_jsonl)
+            if isinstance(v, Comparison)
+        ]
     else:
         twos = [
             (prompts[group[0].prompt_id], one, other)
@@ -31,7 +35,8 @@ def judge(run: Run) -> Counts:
             for one, other in combinations(group, 2)
         ]
     return {
-        section.name: ask(run, section, build_judge(section, run), run.judgments(section.name), twos) for section in run.recipe.judges
+        section.name: ask(run, section, build_judge(section, run), run.judgments(section.name), twos)
+        for section in run.recipe.judges
     }
 
 
@@ -42,7 +47,9 @@ def ask(
     have = run.verdicts(path) if path.exists() else []
     if isinstance(section, LlmJudge):
         done = {(verdict.first, verdict.second) for verdict in have if isinstance(verdict, Comparison) and verdict.error is None}
-        matches = [match for match in _matches(twos, section.orders, run.recipe.seed) if (match.first.id, match.second.id) not in done]
+        matches = [
+            match for match in _matches(twos, section.orders, run.recipe.seed) if (match.first.id, match.second.id) not in done
+        ]
         assert not isinstance(asked, Rater.__class__)
         records = asked.compare(matches)  # type: ignore[union-attr]
         total = len(matches)
@@ -61,10 +68,17 @@ def ask(
 def count(run: Run, section: Judge, path: Path) -> Counts:
     """Count a judge's records, errors, ties, and the contradictions after a swap."""
     records = run.verdicts(path)
-    counts: Counts = {"kind": section.type, "records": len(records), "errors": sum(record.error is not None for record in records)}
+    counts: Counts = {
+        "kind": section.type,
+        "records": len(records),
+        "errors": sum(record.error is not None for record in records),
+    }
     if isinstance(section, LlmJudge):
         outcomes = [outcome.kind for outcome in Verdicts(records).outcomes()]
-        counts |= {kind: outcomes.count(name) for kind, name in (("ties", "tie"), ("inconsistent", "inconsistent"), ("unreadable", "unreadable"))}
+        counts |= {
+            kind: outcomes.count(name)
+            for kind, name in (("ties", "tie"), ("inconsistent", "inconsistent"), ("unreadable", "unreadable"))
+        }
         counts["questions"] = len(outcomes)
     return counts
 

@@ -211,7 +211,7 @@ def _sieve(candidates: list[Candidate], filters: Filters, seed: int) -> tuple[li
     seen: set[str] = set()
     for candidate in candidates:
         key = candidate.key
-        reason = _objection(candidate, filters) or ("duplicate" if filters.drop_duplicates and key in seen else None)
+        reason = _objection(candidate, filters) or ("duplicate" if key in seen else None)
         if reason is None:
             kept.append((key, candidate))
             seen.add(key)

@@ -368,7 +368,7 @@ def _one_per_prompt(rows: Iterable[Example]) -> list[Example]:
 
 def _command(run: Run) -> str:
     folder = Path(run.manifest["recipe_folder"])
-    recipe = run.recipe.name if folder == SHIPPED else f"{run.recipe.name}.yaml"
+    recipe = run.recipe.name if folder == SHIPPED else run.manifest["recipe_file"]
     profile = ["--profile", run.manifest["profile"]] if run.manifest["profile"] else []
     return shlex.join(["tiebreak", "run", recipe, "--run", f"runs/{run.recipe.name}-again", *profile, *run.manifest["overrides"]])
 

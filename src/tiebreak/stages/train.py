@@ -33,6 +33,7 @@ class Logged(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     step: int
+    loss: float | None = None
 
 
 class HeldOut(BaseModel):
@@ -74,18 +75,20 @@ def train(run: Run) -> Counts:
             say(f"train: of the {split} pairs, {', '.join(f'{count} {reason}' for reason, count in counts.items())}")
     checkpoint = _last_whole(run.train)
     begun = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-    logged = [line for line in read_jsonl(run.metrics_jsonl, Logged) if line.step <= begun]
-    write_jsonl(run.metrics_jsonl, logged)
+    write_jsonl(run.metrics_jsonl, [line for line in read_jsonl(run.metrics_jsonl, Logged) if line.step <= begun])
     with appending(run.metrics_jsonl) as append:
         trainer.add_callback(_Follow(append, begun))
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model(str(run.tuned))
+        with models.quiet():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with models.quiet():
+        trainer.save_model(str(run.tuned))
     if held_out:
         rewards = trainer.held_out_rewards()
         write_jsonl(
             run.held_out_jsonl,
             [HeldOut(prompt=at, chosen=won, rejected=lost) for at, group in enumerate(rewards) for won, lost in group],
         )
+    logged = [line.loss for line in read_jsonl(run.metrics_jsonl, Logged) if line.loss is not None]
     if not settings.keep_checkpoints:
         for folder in run.train.glob("checkpoint-*"):
             shutil.rmtree(folder)
@@ -93,8 +96,8 @@ def train(run: Run) -> Counts:
         "pairs": len(trainer.train_dataset),
         "prompts": len(trainer.train_dataset.groups),
         "rows": trainer.row_counts["train"],
-        "steps": result.global_step,
-        "loss": result.training_loss,
+        "steps": trainer.state.global_step,
+        "loss": sum(logged) / len(logged) if logged else None,
         "resumed_at": begun,
     }
 

