@@ -379,3 +379,10 @@ def test_whitespace_around_the_text_counts_for_nothing(text: str, wanted: str) -
 def test_a_text_names_its_own_words(text: str) -> None:
     if content_words(text):
         assert fault(check("prompt_words", min=len(content_words(text))), text, prompt(text)) is None
+
+
+def test_a_check_goes_by_the_name_the_recipe_gives_it():
+    section = RulesJudge.model_validate_json(
+        json.dumps({"type": "rules", "checks": [{"check": "not_match", "pattern": "x", "name": "no x"}, {"check": "one_line"}]})
+    )
+    assert Rules(section).labels == ["no x", "one line"]

@@ -174,7 +174,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
         raise InputError(_unreachable(model.name_or_path, error)) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def load_model(model: Model, dtype: torch.dtype) -> PreTrainedModel:
@@ -185,19 +185,27 @@ def load_model(model: Model, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     name, options = locate(model)
-    adapter = Path(name) / "adapter_config.json"
-    if adapter.is_file():
-        from peft import AutoPeftModelForCausalLM
-
-        with quiet():
-            return AutoPeftModelForCausalLM.from_pretrained(name, dtype=dtype).merge_and_unload()  # type: ignore[no-any-return]
+    if (Path(name) / "adapter_config.json").is_file():
+        return _load_adapter(name, dtype)
     try:
         with quiet():
             config = AutoConfig.from_pretrained(name, **options)
             auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            return auto.from_pretrained(name, config=config, dtype=dtype, use_safetensors=True, **options)  # type: ignore[no-any-return]
+            return auto.from_pretrained(name, config=config, dtype=dtype, use_safetensors=True, **options)
     except Exception as error:
         raise InputError(_unreachable(model.name_or_path, error)) from None
+
+
+def _load_adapter(folder: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the model that an adapter was made for, and merge the adapter into it."""
+    from peft import PeftConfig, PeftModel
+
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise InputError(f"model {folder}: no adapter_model.safetensors in this folder (other formats are not loaded)")
+    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    model = load_model(Model(name_or_path=str(base)), dtype)
+    with quiet():
+        return PeftModel.from_pretrained(model, folder).merge_and_unload()  # type: ignore[no-any-return]
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -205,7 +213,7 @@ def has_bf16(device: torch.device) -> bool:
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         able = torch.cpu.get_capabilities()
         return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

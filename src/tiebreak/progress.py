@@ -56,7 +56,8 @@ def _lines(label: str, total: int, unit: str) -> Callable[[int], None]:
         nonlocal done, said
         done += count
         now = time.monotonic()
-        if now - said >= PLAIN_SECONDS and done < total:
+        # The first of a batch says nothing yet about the rate.
+        if now - said >= PLAIN_SECONDS and total / 20 <= done < total:
             said = now
             rate = done / (now - start)
             left = f", {(total - done) / rate:.0f} s left" if rate else ""

@@ -242,6 +242,8 @@ class Check(Section):
 
     weight: float = Field(1.0, gt=0)
     """Share of the score relative to the other checks."""
+    name: str | None = None
+    """What reports call it; default: a name made from its settings."""
 
 
 class Length(Check):

@@ -50,7 +50,9 @@ class Rules:
 
 
 def label(check: AnyCheck) -> str:  # noqa: PLR0911  one return a check
-    """Return a short name of what the check wants."""
+    """Return the check's name, or a short one made from what it wants."""
+    if check.name is not None:
+        return check.name
     match check:
         case Length(min=least, max=most):
             if least == most:
