@@ -77,7 +77,11 @@ def make_tokenizer(template: str | None = TEMPLATE):  # noqa: ANN201
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(specials)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<|end|>", additional_special_tokens=specials[3:]
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<|end|>",
+        additional_special_tokens=specials[3:],
     )
     tokenizer.chat_template = template
     return tokenizer

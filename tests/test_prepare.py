@@ -171,6 +171,7 @@ def test_a_dataset_that_cannot_be_reached_is_said_quickly(make_run, monkeypatch)
     def unreachable(*_: Any, **__: Any) -> None:
         raise OSError("Name or service not known\nand much more")
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(HfApi, "dataset_info", unreachable)
     begun = time.monotonic()
     message = refusal(make_run(source="nobody/nothing"))
@@ -408,9 +409,7 @@ rows_of_pairs = st.lists(
 @settings(max_examples=60)
 @given(rows=rows_of_pairs, data=st.data(), shortest=st.integers(0, 2))
 def test_filters_and_split_of_any_rows(rows, data, shortest):
-    prompts = Prompts.model_validate_json(
-        json.dumps({"source": "x.csv", "pairs": {}, "filters": {"min_characters": shortest}})
-    )
+    prompts = Prompts.model_validate_json(json.dumps({"source": "x.csv", "pairs": {}, "filters": {"min_characters": shortest}}))
     shuffled = data.draw(st.permutations(rows))
 
     def split(rows: list[dict[str, str]]) -> tuple[set[str], set[str]]:

@@ -361,12 +361,20 @@ def test_a_new_judge_is_owed_and_no_change(folder: Path) -> None:
 )
 def test_a_changed_file_is_refused_by_the_stage_that_reads_it(name: str, stage: str, told: str, folder: Path) -> None:
     perform(start(folder))
-    with (folder / name).open("a", encoding="utf-8") as stream:
-        stream.write("more\n")
+    (folder / name).write_text("more\n" + (folder / name).read_text(encoding="utf-8"), encoding="utf-8")
     run = start(folder)
     for earlier in STAGES[: STAGES.index(stage)]:
         run.perform(earlier, untouched)
     assert told in refusal(run, stage)
+
+
+def test_more_completions_are_owed_a_verdict_and_no_change(folder: Path) -> None:
+    perform(start(folder))
+    with (folder / "run" / "completions.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write("more\n")
+    assert start(folder).perform("judge", work("judge", new=1)) == {"new": 1}
+    start(folder).perform("judge", untouched)
+    assert "the content of completions.jsonl" in refusal(start(folder), "pair")
 
 
 def test_another_training_makes_another_evaluation(folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,14 +50,18 @@ def run(
     redo: Redo = None,
 ) -> None:
     """Go through all stages, from prompts to the report; go on where an earlier start stopped."""
+    from tiebreak.records import InputError
     from tiebreak.run import STAGES
     from tiebreak.stages import check, perform
 
+    if redo not in (None, *STAGES):
+        raise InputError(f"--redo {redo}: no such stage; there is {', '.join(STAGES)}")
     current = _open(recipe, overrides, run_dir, profile)
-    with current.lock():
+    with _at_work(current):
+        redone = STAGES[STAGES.index(redo) :] if redo else ()
+        check(current, [stage for stage in STAGES if stage in redone or current.state(stage) != "done"])
         if redo:
-            current.redo(_stage(redo))
-        check(current)
+            current.redo(redo)
         for stage in STAGES:
             # The report is cheap, and its layout may have changed since.
             perform(current, stage, again=stage == "report")
@@ -75,10 +81,10 @@ def _stage_command(stage: str) -> None:
         from tiebreak.stages import check, perform
 
         current = _open(recipe, overrides, run_dir, profile)
-        with current.lock():
+        with _at_work(current):
+            check(current, [stage])
             if redo:
                 current.redo(stage)
-            check(current)
             # A model that is trained is not trained again unless asked: --redo.
             perform(current, stage, again=stage != "train")
 
@@ -105,7 +111,7 @@ def status(run_dir: ExistingRun) -> None:
 def show(run_dir: ExistingRun, prompt_id: Annotated[str, typer.Argument(metavar="PROMPT_ID")]) -> None:
     """Show one prompt's whole life: its completions, verdicts, pairs, and what both models answer now."""
     from tiebreak.run import Run
-    from tiebreak.stages.show import life
+    from tiebreak.show import life
 
     print(life(Run(run_dir), prompt_id))
 
@@ -128,10 +134,13 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path
 def keys(prefix: Annotated[str, typer.Argument(help="Only keys that start so, e.g. train.")] = "") -> None:
     """List every key of a recipe with its type, default and meaning."""
     from tiebreak.recipe_yaml import outline
+    from tiebreak.records import InputError
 
-    for key, kind, default, meaning in outline():
-        if key.startswith(prefix):
-            print(f"{key}  ({kind}{f', default {default}' if default not in ('', 'required') else ''})  {meaning}".rstrip())
+    rows = [row for row in outline() if row[0].startswith(prefix)]
+    if not rows:
+        raise InputError(f"no key starts with {prefix!r}; tiebreak keys lists them all")
+    for key, kind, default, meaning in rows:
+        print(f"{key}  ({kind}{f', default {default}' if default not in ('', 'required') else ''})  {meaning}".rstrip())
 
 
 @app.callback(invoke_without_command=True)
@@ -143,8 +152,8 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Show the v
 
 def _open(recipe: str, overrides: list[str] | None, run_dir: Path | None, profile: str | None) -> Run:
     """Open the run of a recipe, or the run directory that was named in its place."""
-    from tiebreak.records import InputError
     from tiebreak.recipe_yaml import find_recipe
+    from tiebreak.records import InputError
     from tiebreak.run import Run
 
     if (Path(recipe) / "recipe.json").is_file():
@@ -154,17 +163,19 @@ def _open(recipe: str, overrides: list[str] | None, run_dir: Path | None, profil
     return Run.start(find_recipe(recipe), run_dir, profile, tuple(overrides or ()))
 
 
-def _stage(name: str) -> str:
-    from tiebreak.records import InputError
-    from tiebreak.run import STAGES
-
-    if name not in STAGES:
-        raise InputError(f"--redo {name}: no such stage; there is {', '.join(STAGES)}")
-    return name
+@contextmanager
+def _at_work(run: Run) -> Iterator[None]:
+    """Hold the run; an interrupt ends in one line and exit code 130."""
+    try:
+        with run.lock():
+            yield
+    except KeyboardInterrupt:
+        print("tiebreak: stopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def main() -> None:
-    """Run the command; the user's mistakes end in one line and exit code 2, an interrupt in 130."""
+    """Run the command; the user's mistakes end in one line and exit code 2."""
     from tiebreak.records import InputError
 
     try:
@@ -172,6 +183,3 @@ def main() -> None:
     except InputError as error:
         print(f"tiebreak: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("tiebreak: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -204,7 +205,8 @@ def _load_adapter(folder: str, dtype: torch.dtype) -> PreTrainedModel:
         raise InputError(f"model {folder}: no adapter_model.safetensors in this folder (other formats are not loaded)")
     base = PeftConfig.from_pretrained(folder).base_model_name_or_path
     model = load_model(Model(name_or_path=str(base)), dtype)
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT's, of its own calls
         return PeftModel.from_pretrained(model, folder).merge_and_unload()  # type: ignore[no-any-return]
 
 

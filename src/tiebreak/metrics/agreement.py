@@ -48,7 +48,7 @@ def settle_ratings(one: Rating | None, other: Rating | None) -> Outcome:
     if one is None or other is None or one.score is None or other.score is None:
         return Outcome("unreadable", reason=next((r.error for r in (one, other) if r and r.error), "not rated"))
     margin = abs(one.score - other.score)
-    if margin == 0:
+    if margin < 1e-9:  # sums of weights that are equal on paper
         return Outcome("tie", reason=f"both {one.score:.2f}: {one.reason}")
     better, worse = (one, other) if one.score > other.score else (other, one)
     reason = f"{better.score:.2f} ({better.reason}) against {worse.score:.2f} ({worse.reason})"

@@ -22,20 +22,23 @@ class Estimate(NamedTuple):
 def rate(by_prompt: Sequence[Sequence[float]], confidence: float = 0.95) -> Estimate | None:
     """Estimate the mean of values in [0, 1] that come in one list per prompt; None where there is none.
 
-    Wilson's interval (1927) with the effective sample size of clustered data: n_eff = p (1-p) / var, where var is the
-    between-prompt variance of the ratio estimator, and Student's t with prompts - 1 degrees of freedom for the normal
-    quantile (Korn and Graubard 1998). Where the prompts do not differ at all, each prompt counts once.
+    Wilson's interval (1927) with the effective sample size of clustered data, p (1 - p) / variance of the mean, and
+    Student's t with prompts - 1 degrees of freedom for the normal quantile (Korn and Graubard 1998). The variance is
+    the one between prompts, but no smaller than that of independent values with one more 0 or 1 among them than was
+    seen: halves (ties) vary less than wins and losses do, yet ties alone do not make certain. Where all values are 0 or
+    all are 1, each prompt counts once.
     """
     groups = [list(group) for group in by_prompt if len(group)]
     if not groups:
         return None
     n, prompts = sum(map(len, groups)), len(groups)
-    p = sum(map(sum, groups)) / n
+    p = math.fsum(map(math.fsum, groups)) / n
     spread = p * (1 - p)
-    variance = _variance(groups, p)
-    size = spread / variance if variance > 0 and spread > 0 else float(prompts)
-    size = min(size, float(n)) if prompts > 1 else 1.0
+    alone = (math.fsum((value - p) ** 2 for group in groups for value in group) + spread) / (n + 1) / n
+    size = spread / max(_variance(groups, p), alone) if spread > 0 else float(prompts)
     z = float(stats.t.ppf((1 + confidence) / 2, prompts - 1) if prompts > 1 else stats.norm.ppf((1 + confidence) / 2))
+    if prompts == 1:  # nothing is known of how prompts differ
+        size = 1.0
     centre = (p + z * z / (2 * size)) / (1 + z * z / size)
     half = z / (1 + z * z / size) * math.sqrt(spread / size + z * z / (4 * size * size))
     # At 0 and 1 rounding may push the interval off the value itself.
@@ -48,7 +51,7 @@ def mean(by_prompt: Sequence[Sequence[float]], confidence: float = 0.95) -> Esti
     if not groups:
         return None
     n, prompts = sum(map(len, groups)), len(groups)
-    value = sum(map(sum, groups)) / n
+    value = math.fsum(map(math.fsum, groups)) / n
     half = (
         float(stats.t.ppf((1 + confidence) / 2, prompts - 1)) * math.sqrt(_variance(groups, value)) if prompts > 1 else math.inf
     )

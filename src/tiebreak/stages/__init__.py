@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any
 
 from tiebreak import models
 from tiebreak.progress import say
-from tiebreak.recipe import Endpoint, LlmJudge, LocalSampler
+from tiebreak.recipe import LlmJudge, LocalSampler, Model, Section
 from tiebreak.run import Counts, Run
+from tiebreak.samplers.api import check_keys
 
 __all__ = ["check", "describe", "perform"]
 
@@ -22,36 +24,30 @@ def perform(run: Run, stage: str, *, again: bool = False) -> Counts:
     return counts
 
 
-def check(run: Run) -> None:
-    """Check what the recipe names, before any model loads and any call is paid. Raises InputError."""
+def check(run: Run, stages: Iterable[str]) -> None:
+    """Check what these stages will need, before any model loads and any call is paid. Raises InputError."""
     recipe = run.recipe
-    samplers = [*recipe.generate, *([recipe.prompts.write.sampler] if recipe.prompts.write else [])]
-    wanted = [recipe.model, *(sampler.model for sampler in samplers if isinstance(sampler, LocalSampler) and sampler.model)]
-    for model in wanted:
-        models.check(model)
-    endpoints = [part for part in (*samplers, *recipe.judges) if isinstance(part, Endpoint)]
-    if endpoints:
-        from tiebreak.samplers.api import check_keys
-
-        check_keys(endpoints)
-    for judge in recipe.judges:
-        if isinstance(judge, LlmJudge):
+    needs: dict[str, Sequence[Section | None]] = {
+        "prepare": [recipe.prompts.write.sampler] if recipe.prompts.write else [],
+        "generate": recipe.generate,
+        "judge": recipe.judges,
+        "train": [recipe.model],
+        "evaluate": [recipe.model, recipe.evaluating_judge] if recipe.evaluate else [],
+    }
+    parts = [part for stage in stages for part in needs.get(stage, ())]
+    check_keys(parts)
+    for part in dict.fromkeys(part.model or recipe.model if isinstance(part, LocalSampler) else part for part in parts):
+        if isinstance(part, Model):
+            models.check(part)
+        if isinstance(part, LlmJudge):
             from tiebreak.judges.llm import read_criteria
 
-            read_criteria(run, judge)
+            read_criteria(run, part)
 
 
 def describe(stage: str, counts: Counts) -> str:
     """Say a stage's counts in one line."""
-    return {
-        "prepare": _prepare,
-        "generate": _generate,
-        "judge": _judge,
-        "pair": _pair,
-        "train": _train,
-        "evaluate": lambda counts: str(counts["verdict"]),
-        "report": lambda counts: f"{counts['charts']} charts, {counts['examples']} examples, {counts['bytes'] / 1000:.0f} kB",
-    }[stage](counts)
+    return SENTENCES[stage](counts)
 
 
 def _prepare(counts: Counts) -> str:
@@ -64,7 +60,7 @@ def _prepare(counts: Counts) -> str:
 
 def _generate(counts: Counts) -> str:
     if not counts["drawn"]:
-        return "nothing to draw"
+        return "the pairs came with their completions"
     cut = f", {counts['cut']} cut at the token limit" if counts["cut"] else ""
     failed = f", {counts['failed']} failed (tiebreak generate asks for them again)" if counts.get("failed") else ""
     return f"{counts['distinct']} distinct completions of {counts['drawn']} drawn ({counts['identical']} identical{cut}){failed}"
@@ -94,8 +90,28 @@ def _pair(counts: Counts) -> str:
 def _train(counts: Counts) -> str:
     if "skipped" in counts:
         return f"skipped: {counts['skipped']}"
-    return f"{counts['steps']} steps on {counts['pairs']} pairs of {counts['prompts']} prompts, mean loss {counts['loss']:.3f}"
+    loss = "" if counts["loss"] is None else f", mean loss {counts['loss']:.3f}"  # fewer steps than are between two logs
+    return f"{counts['steps']} steps on {counts['pairs']} pairs of {counts['prompts']} prompts{loss}"
+
+
+def _evaluate(counts: Counts) -> str:
+    return str(counts["verdict"])
+
+
+def _report(counts: Counts) -> str:
+    return f"{counts['charts']} charts, {counts['examples']} examples, {counts['bytes'] / 1000:.0f} kB"
 
 
 def _listed(counts: dict[str, Any]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.items())
+
+
+SENTENCES: dict[str, Callable[[Counts], str]] = {
+    "prepare": _prepare,
+    "generate": _generate,
+    "judge": _judge,
+    "pair": _pair,
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+}

@@ -7,20 +7,23 @@ import io
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
-from tiebreak.judges.build import build_judge
 from tiebreak.metrics.agreement import Verdicts
 from tiebreak.metrics.winrate import Estimate, mean, rate
 from tiebreak.progress import progress
-from tiebreak.recipe import Endpoint, Model
-from tiebreak.records import Completion, Prompt, Rating
+from tiebreak.recipe import Endpoint, Evaluate, Model
+from tiebreak.records import Completion, Prompt
 from tiebreak.run import Counts, Run, appending, read_jsonl, write_json, write_text
 from tiebreak.samplers.local import Local
 from tiebreak.stages.judge import ask
 from tiebreak.stages.train import HeldOut
 
 MODELS = ("base", "tuned")
+WORTH = {"tuned": 1.0, "tie": 0.5, "inconsistent": 0.5, "base": 0.0}
+"""What a verdict counts for the tuned model; an error counts nowhere but among the failures."""
 
 
 class Meeting(NamedTuple):
@@ -35,36 +38,33 @@ class Meeting(NamedTuple):
 
 def evaluate(run: Run) -> Counts:
     """Write `eval/summary.json` and `eval/results.csv`."""
-    trained, section = run.tuned.is_dir(), run.recipe.evaluating_judge
-    held_out = _held_out_pairs(run)
-    if run.recipe.evaluate is None or section is None or not trained:
-        why = (
-            f"nothing was trained: {run.counts('train').get('skipped', 'no tuned model')}"
-            if not trained
-            else "the recipe names no judge to compare completions with"
-        )
-        return _write(
-            run, {"verdict": {"word": "not compared", "sentence": _not_compared(why, held_out)}, "held_out_pairs": held_out}, []
-        )
+    settings, section, held_out = run.recipe.evaluate, run.recipe.evaluating_judge, _held_out_pairs(run)
+    if settings is None or section is None or not run.tuned.is_dir():
+        why = "the recipe names no judge to compare completions with"
+        if settings is None:
+            why = "the recipe has no evaluate section"
+        if not run.tuned.is_dir():
+            why = f"nothing was trained: {run.counts('train').get('skipped', 'no tuned model')}"
+        verdict = {"word": "not compared", "sentence": _not_compared(why, held_out)}
+        return _write(run, {"verdict": verdict, "held_out_pairs": held_out}, [])
     prompts = [prompt for prompt in run.prompts() if prompt.split == "test"]
-    drawn = _draw(run, prompts)
+    drawn = _draw(run, settings, prompts)
     twos = [
         (prompt, base, tuned)
         for prompt in prompts
-        for at in range(run.recipe.evaluate.n)
+        for at in range(settings.n)
         if (base := drawn.get(("base", prompt.id, at))) and (tuned := drawn.get(("tuned", prompt.id, at)))
     ]
     path = run.eval_judgments(section.name)
-    ask(run, section, build_judge(section, run), path, twos)
+    ask(run, section, path, twos)
     verdicts = Verdicts(run.verdicts(path))
     meetings = [_meet(verdicts, *two) for two in twos]
-    return _write(run, _summary(run, meetings, verdicts, held_out), meetings, verdicts)
+    judged = {"completions_per_prompt": settings.n, "judge": section.name, "held_out_pairs": held_out, "cost": _cost(run)}
+    return _write(run, _summary(meetings, verdicts) | judged, meetings, verdicts)
 
 
-def _draw(run: Run, prompts: list[Prompt]) -> dict[tuple[str, str, int], Completion]:
+def _draw(run: Run, sampling: Evaluate, prompts: list[Prompt]) -> dict[tuple[str, str, int], Completion]:
     """Draw what is owed from both models, and return every draw by model, prompt and number."""
-    assert run.recipe.evaluate is not None
-    sampling = run.recipe.evaluate
     sources = {"base": run.recipe.model, "tuned": Model(name_or_path=str(run.tuned))}
     have = list(read_jsonl(run.eval_completions_jsonl, Completion))
     with appending(run.eval_completions_jsonl) as append:
@@ -90,42 +90,41 @@ def _meet(verdicts: Verdicts, prompt: Prompt, base: Completion, tuned: Completio
     return Meeting(prompt, base, tuned, verdict, outcome.reason)
 
 
-def _summary(run: Run, meetings: list[Meeting], verdicts: Verdicts, held_out: dict[str, Any] | None) -> dict[str, Any]:
-    assert run.recipe.evaluate is not None
-    worth = {"tuned": 1.0, "tie": 0.5, "inconsistent": 0.5, "base": 0.0}
+def _summary(meetings: list[Meeting], verdicts: Verdicts) -> dict[str, Any]:
     by_prompt: dict[str, list[Meeting]] = {}
     for meeting in meetings:
         by_prompt.setdefault(meeting.prompt.id, []).append(meeting)
-    wins = rate([[worth[m.verdict] for m in group if m.verdict in worth] for group in by_prompt.values()])
+    wins = rate([[WORTH[meeting.verdict] for meeting in group if meeting.verdict in WORTH] for group in by_prompt.values()])
     tally = Counter(meeting.verdict for meeting in meetings)
-    sides = {name: [[getattr(m, name) for m in group] for group in by_prompt.values()] for name in MODELS}
+    counts = {"win": tally["tuned"], "tie": tally["tie"], "loss": tally["base"]}
+    counts |= {"inconsistent": tally["inconsistent"], "failed": tally["error"]}
 
-    def values(name: str, value: Any) -> list[list[float]]:
-        return [[each for c in group if (each := value(c)) is not None] for group in sides[name]]
+    def both(name: str, value: Callable[[Completion], float | None]) -> dict[str, Any]:
+        """Estimate a value of the completions of each model."""
+        estimate = mean if name == "mean" else rate
+        sides = {side: [[value(getattr(meeting, side)) for meeting in group] for group in by_prompt.values()] for side in MODELS}
+        known = {side: [[each for each in group if each is not None] for group in groups] for side, groups in sides.items()}
+        return {side: _plain(own, name) if (own := estimate(groups)) else None for side, groups in known.items()}
 
-    def both(estimate: Any, value: Any) -> dict[str, Any]:
-        return {name: _plain(estimate(values(name, value)), "mean" if estimate is mean else "rate") for name in MODELS}
+    def score(completion: Completion) -> float | None:
+        return _score(verdicts, completion)
 
-    rated = verdicts.ratings
-    checks = list(json.loads(next(iter(rated.values())).raw or "{}")) if rated else []
+    def perfect(completion: Completion) -> float | None:
+        return None if (own := score(completion)) is None else float(own == 1.0)
+
+    def passes(check: str, completion: Completion) -> float | None:
+        return None if score(completion) is None else float(json.loads(verdicts.ratings[completion.id].raw)[check])
+
+    rated = [rating for rating in verdicts.ratings.values() if rating.error is None]
+    checks = list(json.loads(rated[0].raw or "{}")) if rated else []
     return {
-        "verdict": _verdict(wins, len(by_prompt)),
+        "verdict": _verdict(wins, len(by_prompt), len(meetings)),
         "prompts": len(by_prompt),
-        "completions_per_prompt": run.recipe.evaluate.n,
-        "judge": run.recipe.evaluating_judge and run.recipe.evaluating_judge.name,
-        "win_rate": None
-        if wins is None
-        else _plain(wins)
-        | {"win": tally["tuned"], "tie": tally["tie"], "loss": tally["base"], "inconsistent": tally["inconsistent"]}
-        | {"failed": tally["error"]},
-        "scores": both(mean, lambda c: _score(rated.get(c.id))) if rated else None,
-        "passing": both(rate, lambda c: None if _score(rated.get(c.id)) is None else float(_score(rated.get(c.id)) == 1.0))
-        if rated
-        else None,
-        "checks": [{"name": check, **both(rate, lambda c, check=check: _check(rated.get(c.id), check))} for check in checks],
-        "lengths": both(mean, lambda c: float(len(c.text))),
-        "held_out_pairs": held_out,
-        "cost": _cost(run),
+        "win_rate": _plain(wins) | counts if wins else None,
+        "scores": both("mean", score) if rated else None,
+        "passing": both("rate", perfect) if rated else None,
+        "checks": [{"name": check, **both("rate", partial(passes, check))} for check in checks],
+        "lengths": both("mean", lambda completion: float(len(completion.text))),
     }
 
 
@@ -135,18 +134,16 @@ def _cost(run: Run) -> float | None:
     return None if any(isinstance(part, Endpoint) for part in parts) else 0.0
 
 
-def _score(rating: Rating | None) -> float | None:
+def _score(verdicts: Verdicts | None, completion: Completion) -> float | None:
+    rating = verdicts.ratings.get(completion.id) if verdicts else None
     return rating.score if rating else None
 
 
-def _check(rating: Rating | None, name: str) -> float | None:
-    return float(json.loads(rating.raw)[name]) if rating and rating.error is None else None
-
-
-def _verdict(wins: Estimate | None, prompts: int) -> dict[str, str]:
+def _verdict(wins: Estimate | None, prompts: int, comparisons: int) -> dict[str, str]:
     """Say what the interval, not the mean, allows."""
     if wins is None:
-        return {"word": "not compared", "sentence": "Not compared: no verdict on the held-out prompts could be read."}
+        sentence = f"Not compared: none of {comparisons} verdicts on {prompts} held-out prompts could be read."
+        return {"word": "not compared", "sentence": sentence}
     percent = [f"{value * 100:.0f}" for value in wins[:3]]
     share = f"wins {percent[0]} % of {wins.n} comparisons against the base (95 % interval {percent[1]} to {percent[2]} %)"
     if wins.low > 0.5:
@@ -174,14 +171,14 @@ def _held_out_pairs(run: Run) -> dict[str, Any] | None:
         [[0.5 if p.chosen == p.rejected else float(p.chosen > p.rejected) for p in group] for group in groups.values()]
     )
     margin = mean([[p.chosen - p.rejected for p in group] for group in groups.values()])
-    return {"n": accuracy.n, "accuracy": _plain(accuracy), "margin": _plain(margin, "mean")} if accuracy else None
-
-
-def _plain(estimate: Estimate | None, name: str = "rate") -> dict[str, Any] | None:
-    if estimate is None:
+    if accuracy is None or margin is None:
         return None
+    return {"n": accuracy.n, "accuracy": _plain(accuracy), "margin": _plain(margin, "mean")}
+
+
+def _plain(estimate: Estimate, name: str = "rate") -> dict[str, Any]:
     # One prompt gives a mean no interval; JSON has no word for infinity.
-    low, high = (value if math.isfinite(value) else None for value in (estimate.low, estimate.high))
+    low, high = (value for value in (estimate.low, estimate.high))
     return {name: estimate.value, "low": low, "high": high, "n": estimate.n, "prompts": estimate.prompts}
 
 
@@ -189,11 +186,9 @@ def _write(run: Run, summary: dict[str, Any], meetings: list[Meeting], verdicts:
     rows = io.StringIO()
     table = csv.writer(rows)
     table.writerow(["prompt_id", "prompt", "base", "tuned", "verdict", "reason", "base_score", "tuned_score"])
-    rated = verdicts.ratings if verdicts else {}
     for meeting in meetings:
-        scores = [_score(rated.get(side.id)) for side in (meeting.base, meeting.tuned)]
         texts = [meeting.prompt.text, meeting.base.text, meeting.tuned.text, meeting.verdict, meeting.reason]
-        table.writerow([meeting.prompt.id, *texts, *("" if score is None else score for score in scores)])
+        table.writerow([meeting.prompt.id, *texts, _score(verdicts, meeting.base), _score(verdicts, meeting.tuned)])
     write_text(run.results_csv, rows.getvalue())
     write_json(run.summary_json, summary)
     wins = summary.get("win_rate") or {}

@@ -10,6 +10,8 @@ from tiebreak.samplers.build import build_sampler
 
 def generate(run: Run) -> Counts:
     """Append the draws that are owed. Raises InputError where not one could be had."""
+    if run.ready_made:
+        return {"drawn": 0}
     prompts, draws, failures = run.prompts(), run.draws(), list[str]()
     with appending(run.completions_jsonl) as append:
         for section in run.recipe.generate:

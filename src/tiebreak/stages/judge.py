@@ -2,62 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from tiebreak.judges import Answer, Comparer, Match, Rater
 from tiebreak.judges.build import build_judge
 from tiebreak.metrics.agreement import Verdicts
 from tiebreak.progress import progress
 from tiebreak.recipe import Judge, LlmJudge
-from tiebreak.records import Comparison, Completion, Prompt, content_hash
+from tiebreak.records import Comparison, Completion, Prompt, Rating, content_hash
 from tiebreak.run import Counts, Run, appending
 
 Orders = Literal["both", "random", "first"]
+Two = tuple[Prompt, Completion, Completion]
 
 
 def judge(run: Run) -> Counts:
     """Append the verdicts that are owed, and ask again where the last answer was an error."""
-    prompts = {prompt.id: prompt for prompt in run.prompts()}
+    asked = twos(run)
+    return {section.name: ask(run, section, run.judgments(section.name), asked) for section in run.recipe.judges}
+
+
+def twos(run: Run) -> list[Two]:
+    """Return every two distinct completions of a prompt; of ready-made pairs, the two of each pair."""
+    prompts, draws = {prompt.id: prompt for prompt in run.prompts()}, run.draws()
     if run.ready_made:
-        texts = {draw.id: draw for draw in run.draws()}
-        twos = [
-            (prompts[v.prompt_id], texts[v.first], texts[v.second])
-            for v in run.verdicts(run.given_jsonl)
-            if isinstance(v, Comparison)
-        ]
-    else:
-        twos = [
-            (prompts[group[0].prompt_id], one, other)
-            for group in distinct_by_prompt(run.draws()).values()
-            for one, other in combinations(group, 2)
-        ]
-    return {
-        section.name: ask(run, section, build_judge(section, run), run.judgments(section.name), twos)
-        for section in run.recipe.judges
-    }
+        texts = {draw.id: draw for draw in draws}
+        given = (verdict for verdict in run.verdicts(run.given_jsonl) if isinstance(verdict, Comparison))
+        return [(prompts[verdict.prompt_id], texts[verdict.first], texts[verdict.second]) for verdict in given]
+    return [
+        (prompts[prompt], one, other)
+        for prompt, group in distinct_by_prompt(draws).items()
+        for one, other in combinations(group, 2)
+    ]
 
 
-def ask(
-    run: Run, section: Judge, asked: Comparer | Rater, path: Path, twos: list[tuple[Prompt, Completion, Completion]]
-) -> Counts:
+def distinct_by_prompt(draws: Iterable[Completion]) -> dict[str, list[Completion]]:
+    """Group draws by prompt, each text once."""
+    groups: dict[str, dict[str, Completion]] = {}
+    for draw in draws:
+        groups.setdefault(draw.prompt_id, {}).setdefault(draw.id, draw)
+    return {prompt: list(group.values()) for prompt, group in groups.items()}
+
+
+def ask(run: Run, section: Judge, path: Path, asked: list[Two]) -> Counts:
     """Have one judge decide between two and two completions, and append its verdicts to `path`."""
-    have = run.verdicts(path) if path.exists() else []
+    have = [verdict for verdict in run.verdicts(path) if verdict.error is None]
+    records: Iterator[Comparison] | Iterator[Rating]
     if isinstance(section, LlmJudge):
-        done = {(verdict.first, verdict.second) for verdict in have if isinstance(verdict, Comparison) and verdict.error is None}
-        matches = [
-            match for match in _matches(twos, section.orders, run.recipe.seed) if (match.first.id, match.second.id) not in done
-        ]
-        assert not isinstance(asked, Rater.__class__)
-        records = asked.compare(matches)  # type: ignore[union-attr]
-        total = len(matches)
+        matches = _matches(asked, section.orders, run.recipe.seed, have)
+        total, records = len(matches), cast(Comparer, build_judge(section, run)).compare(matches)
     else:
-        rated = {verdict.completion_id for verdict in have if not isinstance(verdict, Comparison) and verdict.error is None}
-        owed = {each.id: Answer(prompt, each) for prompt, *both in twos for each in both if each.id not in rated}
-        records = asked.rate(owed.values())  # type: ignore[union-attr]
-        total = len(owed)
+        answers = _answers(asked, have)
+        total, records = len(answers), cast(Rater, build_judge(section, run)).rate(answers)
     with appending(path) as append, progress(f"judge {section.name}", total, "verdicts") as advance:
         for record in records:
             append(record)
@@ -74,29 +73,33 @@ def count(run: Run, section: Judge, path: Path) -> Counts:
         "errors": sum(record.error is not None for record in records),
     }
     if isinstance(section, LlmJudge):
-        outcomes = [outcome.kind for outcome in Verdicts(records).outcomes()]
+        kinds: list[str] = [outcome.kind for outcome in Verdicts(records).outcomes()]
         counts |= {
-            kind: outcomes.count(name)
-            for kind, name in (("ties", "tie"), ("inconsistent", "inconsistent"), ("unreadable", "unreadable"))
+            "ties": kinds.count("tie"),
+            "inconsistent": kinds.count("inconsistent"),
+            "unreadable": kinds.count("unreadable"),
         }
-        counts["questions"] = len(outcomes)
+        counts["questions"] = len(kinds)
     return counts
 
 
-def distinct_by_prompt(draws: list[Completion]) -> dict[str, list[Completion]]:
-    """Group draws by prompt, each text once."""
-    groups: dict[str, dict[str, Completion]] = {}
-    for draw in draws:
-        groups.setdefault(draw.prompt_id, {}).setdefault(draw.id, draw)
-    return {prompt: list(group.values()) for prompt, group in groups.items()}
-
-
-def _matches(twos: list[tuple[Prompt, Completion, Completion]], orders: Orders, seed: int) -> Iterator[Match]:
-    """Yield what is asked: nobody is asked about an empty answer or about two equal ones."""
-    for prompt, one, other in twos:
+def _matches(asked: list[Two], orders: Orders, seed: int, have: Iterable[Comparison | Rating]) -> list[Match]:
+    """Return what is owed, each once; nobody is asked about an empty answer or about two equal ones."""
+    done = {(verdict.first, verdict.second) for verdict in have if isinstance(verdict, Comparison)}
+    owed: dict[tuple[str, str], Match] = {}
+    for prompt, one, other in asked:
         if one.id == other.id or not one.text.strip() or not other.text.strip():
             continue
-        swap = orders == "random" and int(content_hash(seed, one.id, other.id), 16) % 2 == 1
-        yield Match(prompt, other, one) if swap else Match(prompt, one, other)
-        if orders == "both":
-            yield Match(prompt, other, one)
+        shown = [(one, other), (other, one)]
+        if orders == "random":  # the two alone decide, not the order in which they were drawn
+            shown.sort(key=lambda both: content_hash(seed, both[0].id, both[1].id))
+        for first, second in shown if orders == "both" else shown[:1]:
+            if (first.id, second.id) not in done:
+                owed.setdefault((first.id, second.id), Match(prompt, first, second))
+    return list(owed.values())
+
+
+def _answers(asked: list[Two], have: Iterable[Comparison | Rating]) -> list[Answer]:
+    """Return the completions that no rating exists of, each once."""
+    done = {verdict.completion_id for verdict in have if isinstance(verdict, Rating)}
+    return list({each.id: Answer(prompt, each) for prompt, *both in asked for each in both if each.id not in done}.values())

@@ -3,23 +3,60 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from itertools import combinations
+from collections.abc import Iterator, Sequence
+from itertools import combinations, islice
+from typing import NamedTuple
 
 from tiebreak.metrics.agreement import Outcome, Verdicts
-from tiebreak.records import Comparison, Completion, InputError, Message, PreferencePair, Prompt
 from tiebreak.recipe import GIVEN
+from tiebreak.records import Comparison, Completion, InputError, Message, PreferencePair, Prompt
 from tiebreak.run import Counts, Run, write_jsonl
 
 REASONS = ("identical", "repeated", "empty", "unreadable", "inconsistent", "tie", "too close")
 
 
+class Attempt(NamedTuple):
+    """Two completions that the strategy would make a pair of; `why_not` is one of REASONS, None where they are one."""
+
+    prompt: Prompt
+    one: Completion
+    other: Completion
+    outcome: Outcome
+    why_not: str | None
+
+    @property
+    def ranked(self) -> tuple[Completion, Completion]:
+        """Chosen and rejected."""
+        return (self.other, self.one) if self.outcome.winner == self.other.id else (self.one, self.other)
+
+
 def pair(run: Run) -> Counts:
     """Write the training pairs, and the held-out pairs apart from them so that no trainer meets them by mistake."""
-    judge, strategy = run.recipe.labelling_judge, run.recipe.pair.strategy
-    path = run.judgments(judge)
+    provenance = {"judge": run.recipe.labelling_judge, "strategy": GIVEN if run.ready_made else run.recipe.pair.strategy}
+    kept: dict[str, list[PreferencePair]] = {"train": [], "test": []}
+    dropped = {"train": Counter[str](), "test": Counter[str]()}
+    for attempt in attempts(run):
+        if attempt.why_not is None:
+            kept[attempt.prompt.split].append(_pair(attempt, provenance))
+        else:
+            dropped[attempt.prompt.split][attempt.why_not] += 1
+    write_jsonl(run.held_out_pairs_jsonl, kept["test"])
+    write_jsonl(run.pairs_jsonl, kept["train"])
+    return {
+        name: {
+            "attempted": len(kept[split]) + dropped[split].total(),
+            "usable": len(kept[split]),
+            "dropped": {reason: dropped[split][reason] for reason in REASONS if dropped[split][reason]},
+        }
+        for name, split in (("train", "train"), ("held_out", "test"))
+    }
+
+
+def attempts(run: Run) -> Iterator[Attempt]:
+    """Yield every two completions that the strategy takes up, prompt by prompt. Raises InputError without verdicts."""
+    settings, path = run.recipe.pair, run.judgments(run.recipe.labelling_judge)
     if not path.exists():
-        raise InputError(f"{path}: no verdicts of {judge!r}; run `tiebreak judge` first")
+        raise InputError(f"{path}: no verdicts of {run.recipe.labelling_judge!r}; run `tiebreak judge` first")
     verdicts = Verdicts(run.verdicts(path))
     draws: dict[str, list[Completion]] = {}
     for draw in run.draws():
@@ -29,88 +66,52 @@ def pair(run: Run) -> Counts:
         for verdict in run.verdicts(run.given_jsonl):
             if isinstance(verdict, Comparison):
                 given.setdefault(verdict.prompt_id, []).append((verdict.first, verdict.second))
-    kept: dict[str, list[PreferencePair]] = {"train": [], "test": []}
-    attempted, dropped = Counter[str](), {"train": Counter[str](), "test": Counter[str]()}
     for prompt in run.prompts():
-        texts = {draw.id: draw.text for draw in draws.get(prompt.id, [])}
-        if run.ready_made:
-            candidates = given.get(prompt.id, [])
-        else:
-            candidates = list(_candidates(draws.get(prompt.id, []), strategy, verdicts))
+        own = draws.get(prompt.id, [])
+        texts = {draw.id: draw for draw in own}
         seen: set[frozenset[str]] = set()
-        for one, other in candidates:
-            attempted[prompt.split] += 1
-            outcome = verdicts.outcome(one, other)
-            reason = _why_not(one, other, texts, seen, outcome, run.recipe.pair.min_margin)
-            seen.add(frozenset((one, other)))
-            if reason is not None:
-                dropped[prompt.split][reason] += 1
-                continue
-            winner = outcome.winner or one
-            kept[prompt.split].append(_pair(prompt, texts, winner, other if winner == one else one, outcome, judge, strategy))
-    write_jsonl(run.held_out_pairs_jsonl, kept["test"])
-    write_jsonl(run.pairs_jsonl, kept["train"])
-    return {
-        name: {
-            "attempted": attempted[split],
-            "usable": len(kept[split]),
-            "dropped": {reason: dropped[split][reason] for reason in REASONS if dropped[split][reason]},
-        }
-        for name, split in (("train", "train"), ("held_out", "test"))
-    }
+        for both in given.get(prompt.id, []) if run.ready_made else _candidates(own, settings.strategy, verdicts):
+            one, other, outcome = texts[both[0]], texts[both[1]], verdicts.outcome(*both)
+            yield Attempt(prompt, one, other, outcome, _why_not(one, other, outcome, seen, settings.min_margin))
+            seen.add(frozenset(both))
 
 
-def _candidates(draws: list[Completion], strategy: str, verdicts: Verdicts) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of ids that a strategy attempts; draws that came out equal are attempts too."""
+def _candidates(draws: Sequence[Completion], strategy: str, verdicts: Verdicts) -> Iterator[tuple[str, str]]:
+    """Yield the ids of the twos that a strategy takes up; draws that came out equal are attempts too."""
     ids = [draw.id for draw in draws]
-    if strategy == "all":
-        yield from combinations(ids, 2)
+    distinct = {draw.id: draw.text for draw in draws}
+    if strategy == "all" or len(distinct) < 2:
+        yield from islice(combinations(ids, 2), None if strategy == "all" else 1)
         return
-    distinct = list(dict.fromkeys(ids))
-    if len(distinct) < 2:
-        if len(ids) > 1:
-            yield ids[0], ids[1]
-        return
-    scores = {each: verdicts.score(each, distinct) for each in distinct}
+    scores = {each: verdicts.score(each, list(distinct)) if text.strip() else None for each, text in distinct.items()}
     ranked = sorted(distinct, key=lambda each: (scores[each] is None, -(scores[each] or 0.0)))
-    known = [each for each in ranked if scores[each] is not None]
+    known = sum(score is not None for score in scores.values())
     if strategy == "best_worst":
-        yield (known[0], known[-1]) if len(known) > 1 else (ranked[0], ranked[-1])
+        yield ranked[0], ranked[max(1, known - 1)]
     else:
         yield from ((ranked[0], other) for other in ranked[1:])
 
 
-def _why_not(  # noqa: PLR0911  one line a reason
-    one: str, other: str, texts: dict[str, str], seen: set[frozenset[str]], outcome: Outcome, min_margin: float
-) -> str | None:
+def _why_not(one: Completion, other: Completion, outcome: Outcome, seen: set[frozenset[str]], min_margin: float) -> str | None:
     """Return why two completions make no pair, or None where they do."""
-    if one == other:
+    if one.id == other.id:
         return "identical"
-    if frozenset((one, other)) in seen:
+    if frozenset((one.id, other.id)) in seen:
         return "repeated"
-    if not texts[one].strip() or not texts[other].strip():
+    if not one.text.strip() or not other.text.strip():
         return "empty"
     if outcome.kind != "win":
         return outcome.kind
-    if outcome.margin < min_margin:
-        return "too close"
-    return None
+    return "too close" if outcome.margin < min_margin - 1e-9 else None  # 0.7 - 0.4 is a margin of 0.3
 
 
-def _pair(
-    prompt: Prompt, texts: dict[str, str], chosen: str, rejected: str, outcome: Outcome, judge: str, strategy: str
-) -> PreferencePair:
+def _pair(attempt: Attempt, provenance: dict[str, str]) -> PreferencePair:
+    chosen, rejected = attempt.ranked
     return PreferencePair(
-        prompt=prompt.messages,
-        chosen=(Message(role="assistant", content=texts[chosen]),),
-        rejected=(Message(role="assistant", content=texts[rejected]),),
-        margin=outcome.margin,
-        flip_probability=outcome.flip_probability,
-        provenance={
-            "prompt_id": prompt.id,
-            "chosen_id": chosen,
-            "rejected_id": rejected,
-            "judge": judge,
-            "strategy": GIVEN if judge == GIVEN else strategy,
-        },
+        prompt=attempt.prompt.messages,
+        chosen=(Message(role="assistant", content=chosen.text),),
+        rejected=(Message(role="assistant", content=rejected.text),),
+        margin=attempt.outcome.margin,
+        flip_probability=attempt.outcome.flip_probability,
+        provenance={"prompt_id": attempt.prompt.id, "chosen_id": chosen.id, "rejected_id": rejected.id, **provenance},
     )

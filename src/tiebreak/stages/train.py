@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import difflib
 import math
 import re
 import shutil
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from tiebreak import models
@@ -48,27 +50,20 @@ def train(run: Run) -> Counts:
     """Train the policy on `pairs.jsonl` and save it; go on from the last whole checkpoint. Raises InputError."""
     import torch
 
-    settings = run.recipe.train
     pairs, held_out = run.pairs(run.pairs_jsonl), run.pairs(run.held_out_pairs_jsonl)
     if not pairs:
         return {"skipped": "no usable pair to train on"}
-    tokenizer = models.load_tokenizer(run.recipe.model)
-    policy = models.load_model(run.recipe.model, torch.float32)
     columns = ("prompt", "chosen", "rejected")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            config = _config(run, len(pairs), bool(held_out))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"train: {str(error).splitlines()[0]}") from None
-    trainer = PreferenceTrainer(
-        policy,
-        args=config,
-        train_dataset=[{name: getattr(pair, name) for name in columns} for pair in pairs],
-        eval_dataset=[{name: getattr(pair, name) for name in columns} for pair in held_out] or None,
-        processing_class=tokenizer,
-        peft_config=_lora(run),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of libraries about one another's names
+        trainer = PreferenceTrainer(
+            models.load_model(run.recipe.model, torch.float32),
+            args=_config(run, len(pairs), bool(held_out)),
+            train_dataset=[{name: getattr(pair, name) for name in columns} for pair in pairs],
+            eval_dataset=[{name: getattr(pair, name) for name in columns} for pair in held_out] or None,
+            processing_class=models.load_tokenizer(run.recipe.model),
+            peft_config=_lora(run),
+        )
     trainer.remove_callback(PrinterCallback)
     for split, counts in trainer.row_counts.items():
         if counts:
@@ -76,11 +71,10 @@ def train(run: Run) -> Counts:
     checkpoint = _last_whole(run.train)
     begun = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     write_jsonl(run.metrics_jsonl, [line for line in read_jsonl(run.metrics_jsonl, Logged) if line.step <= begun])
-    with appending(run.metrics_jsonl) as append:
-        trainer.add_callback(_Follow(append, begun))
-        with models.quiet():
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     with models.quiet():
+        with appending(run.metrics_jsonl) as append, ExitStack() as shown:
+            trainer.add_callback(_Follow(append, shown))
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model(str(run.tuned))
     if held_out:
         rewards = trainer.held_out_rewards()
@@ -89,9 +83,9 @@ def train(run: Run) -> Counts:
             [HeldOut(prompt=at, chosen=won, rejected=lost) for at, group in enumerate(rewards) for won, lost in group],
         )
     logged = [line.loss for line in read_jsonl(run.metrics_jsonl, Logged) if line.loss is not None]
-    if not settings.keep_checkpoints:
+    if not run.recipe.train.keep_checkpoints:
         for folder in run.train.glob("checkpoint-*"):
-            shutil.rmtree(folder)
+            _discard(folder)
     return {
         "pairs": len(trainer.train_dataset),
         "prompts": len(trainer.train_dataset.groups),
@@ -124,7 +118,16 @@ def _config(run: Run, pairs: int, held_out: bool) -> PreferenceConfig:
     }
     taken = {"method", "lora", "loss_type", "eval_steps", "save_steps", "keep_checkpoints", "trainer_args"}
     shared = {name: getattr(settings, name) for name in type(settings).model_fields if name not in taken}
-    return PreferenceConfig(**(ours | shared | settings.trainer_args))
+    known = [field.name for field in dataclasses.fields(PreferenceConfig)]
+    for name in settings.trainer_args:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"train.trainer_args.{name}: transformers.TrainingArguments has no such field{hint}")
+    try:
+        return PreferenceConfig(**(ours | shared | settings.trainer_args))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"train: {str(error).splitlines()[0]}") from None
 
 
 def _lora(run: Run) -> LoraConfig | None:
@@ -146,32 +149,33 @@ def _last_whole(folder: Path) -> Path | None:
         if re.fullmatch(r"checkpoint-\d+", path.name) and (path / COMPLETE).exists():
             whole.append(path)
         else:
-            shutil.rmtree(path)
+            _discard(path)
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def _discard(checkpoint: Path) -> None:
+    """Delete a checkpoint so that, half deleted, it does not pass for a whole one."""
+    (checkpoint / COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
 
 
 class _Follow(TrainerCallback):
     """Appends what is logged to metrics.jsonl, marks whole checkpoints, and shows how far training is."""
 
-    def __init__(self, append: Any, begun: int) -> None:
-        self.append, self.begun = append, begun
-        self.bar: AbstractContextManager[Any] | None = None
-        self.advance: Any = None
+    def __init__(self, append: Callable[[BaseModel], None], shown: ExitStack) -> None:
+        self.append, self.shown = append, shown
+        self.advance: Callable[[int], None] = lambda _: None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = progress("train", state.max_steps - self.begun, "steps")
-        self.advance = self.bar.__enter__()
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self.advance = self.shown.enter_context(progress("train", state.max_steps - state.global_step, "steps"))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
         self.advance(1)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        values = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
-        self.append(Logged.model_validate_json(json.dumps({"step": state.global_step, **values})))
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        values = {name: value for name, value in kwargs["logs"].items() if isinstance(value, int | float)}
+        if "train_runtime" not in values:  # the last line sums up this start, not the whole training
+            self.append(Logged(step=state.global_step, **values))
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.__exit__(None, None, None)
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()

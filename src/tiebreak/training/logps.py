@@ -17,11 +17,11 @@ TREE_FAMILIES = {"llama", "qwen2", "qwen3", "gpt2"}
 def takes_trees(config: Any) -> bool:
     """Tell whether a model with this configuration was checked to be exact over trees.
 
-    A sliding window is not part of a four-dimensional mask, so a model that uses one is not.
+    A sliding window is not part of a four-dimensional mask, so a model that uses one is not. Eager attention would add
+    the mask's truth values to its scores, and flash attention takes no mask.
     """
     windowed = any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or [])
-    attention = getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
-    return getattr(config, "model_type", None) in TREE_FAMILIES and attention and not windowed
+    return config.model_type in TREE_FAMILIES and config._attn_implementation == "sdpa" and not windowed
 
 
 def layout(grown: Sequence[trees.Tree], *, tree: bool, pad_id: int) -> list[dict[str, torch.Tensor]]:
@@ -39,22 +39,20 @@ def completion_logps(model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]
 
 
 def _tree_token_logps(model: nn.Module, row: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    logits = (
-        model(
-            input_ids=row["input_ids"][None],
-            position_ids=row["position_ids"][None],
-            attention_mask=trees.tree_mask(row["tree"], row["branch"]),
-            logits_to_keep=row["keep"],
-            use_cache=False,
-        )
-        .logits[0]
-        .float()
+    output = model(
+        input_ids=row["input_ids"][None],
+        position_ids=row["position_ids"][None],
+        attention_mask=trees.tree_mask(row["tree"], row["branch"]),
+        logits_to_keep=row["keep"],
+        use_cache=False,
     )
+    logits: torch.Tensor = output.logits[0].float()
     return logits[row["source"], row["labels"]] - logits.logsumexp(-1)[row["source"]]
 
 
 def _padded_logps(model: nn.Module, row: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    logits = model(input_ids=row["input_ids"], attention_mask=row["attention_mask"], use_cache=False).logits[:, :-1].float()
+    output = model(input_ids=row["input_ids"], attention_mask=row["attention_mask"], use_cache=False)
+    logits: torch.Tensor = output.logits[:, :-1].float()
     labels = row["input_ids"][:, 1:, None]
     token_logps = logits.gather(-1, labels)[..., 0] - logits.logsumexp(-1)
     return (token_logps * row["completion_mask"][:, 1:]).sum(-1)

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
 
 from tiebreak import models
 from tiebreak.records import InputError, Message
+from tiebreak.training.trees import PairIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class PairIds(TypedDict, total=False):
-    """A tokenized pair; the reference's log-probs are added once they are known."""
-
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-    ref_chosen_logps: float
-    ref_rejected_logps: float
-
-
 def tokenize(
-    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    rows: Iterable[Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> tuple[list[PairIds], Counter[str]]:
     """Tokenize rows of `prompt`, `chosen`, `rejected`, as text or as lists of messages.
 
-    A pair longer than `max_length` has its prompt cut from the left; its completions and their ends stay whole. A pair
-    with a completion that leaves no room for any prompt is dropped, and so is one whose completions have equal ids.
-    Returns the pairs and counts of "prompt cut", "too long", "identical". Raises InputError for rows of another shape.
+    A prompt that is not given is what `chosen` and `rejected` both begin with. A pair longer than `max_length` has its
+    prompt cut from the left; its completions and their ends stay whole. A pair is dropped where a completion leaves no
+    room for any prompt or has no token, and where both completions have equal ids. Returns the pairs and counts of
+    "prompt cut", "too long", "empty", "identical". Raises InputError for rows of another shape.
     """
     pairs: list[PairIds] = []
     counts: Counter[str] = Counter()
@@ -39,6 +34,9 @@ def tokenize(
         prompt, chosen, rejected = _ids(row, number, tokenizer, known)
         if chosen == rejected:
             counts["identical"] += 1
+            continue
+        if not (chosen and rejected):
+            counts["empty"] += 1
             continue
         if max_length is not None:
             room = max_length - max(len(chosen), len(rejected))
@@ -55,16 +53,16 @@ def tokenize(
 def _ids(
     row: Mapping[str, Any], number: int, tokenizer: PreTrainedTokenizerBase, known: dict[Any, list[int]]
 ) -> tuple[list[int], list[int], list[int]]:
-    for name in ("chosen", "rejected"):
-        if name not in row:
-            raise InputError(f"dataset row {number}: no {name!r}; there is {', '.join(map(repr, row))}")
+    if not isinstance(row, Mapping) or not {"chosen", "rejected"} <= row.keys():
+        raise InputError(f"dataset row {number}: not a mapping with chosen, rejected and, as a rule, prompt")
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
-    if isinstance(chosen, str) and isinstance(rejected, str) and isinstance(prompt, str):
+    if isinstance(chosen, str) and isinstance(rejected, str) and isinstance(prompt, str | None):
+        if prompt is None:
+            prompt = os.path.commonprefix([chosen, rejected]).removesuffix(" ")  # noqa: RUF071  by characters
+            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
         if prompt not in known:
-            known[prompt] = list(tokenizer(prompt)["input_ids"])
-            if known[prompt][-1:] == [tokenizer.eos_token_id]:  # a tokenizer that ends every text would end it too soon
-                known[prompt] = known[prompt][:-1]
-        return _never_empty(known[prompt], tokenizer), _text_ids(chosen, tokenizer), _text_ids(rejected, tokenizer)
+            known[prompt] = _text_prompt_ids(prompt, tokenizer)
+        return known[prompt], _text_ids(chosen, tokenizer), _text_ids(rejected, tokenizer)
     if isinstance(chosen, str) or isinstance(rejected, str) or isinstance(prompt, str):
         raise InputError(f"dataset row {number}: prompt, chosen and rejected are all text, or all lists of messages")
     chats = [_messages(chat, number) for chat in (chosen, rejected)]
@@ -74,13 +72,16 @@ def _ids(
         chats = [chat[len(asked) :] for chat in chats]
     else:
         asked = _messages(prompt, number)
-    if any(len(chat) != 1 or chat[0].role != "assistant" for chat in chats):
-        raise InputError(f"dataset row {number}: chosen and rejected are one assistant message each")
+    if not asked or any(len(chat) != 1 or chat[0].role != "assistant" for chat in chats):
+        raise InputError(f"dataset row {number}: a prompt is one message or more, chosen and rejected one assistant message each")
     key = tuple((message.role, message.content) for message in asked)
     if key not in known:
-        known[key] = models.prompt_ids(tokenizer, asked)
-    answers = [models.completion_ids(tokenizer, chat[0].content) for chat in chats]
-    return _never_empty(known[key], tokenizer), answers[0], answers[1]
+        try:
+            known[key] = models.prompt_ids(tokenizer, asked)
+        except TemplateError as error:
+            raise InputError(f"dataset row {number}: the chat template refuses its prompt: {error}") from None
+    won, lost = (models.completion_ids(tokenizer, chat[0].content) for chat in chats)
+    return known[key], won, lost
 
 
 def _messages(chat: Sequence[Mapping[str, Any] | Message], number: int) -> list[Message]:
@@ -90,13 +91,17 @@ def _messages(chat: Sequence[Mapping[str, Any] | Message], number: int) -> list[
         raise InputError(f"dataset row {number}: a chat is a list of messages with role and content (text)") from None
 
 
+def _text_prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return a prompt's ids with one BOS where the tokenizer has it so, and without the EOS that some add to any text."""
+    ids: list[int] = list(tokenizer(text)["input_ids"])
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if ids[:2] == [bos, bos]:  # one in the text, one from the tokenizer
+        ids = ids[1:]
+    if ids[-1:] == [eos]:
+        ids = ids[:-1]
+    return ids or [eos if bos is None else bos]  # the answer's first token needs one to be predicted from
+
+
 def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
-
-
-def _never_empty(prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """An empty prompt still needs one token to predict the answer's first from."""
-    if prompt:
-        return prompt
-    return [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
+    ids: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return ids if tokenizer.eos_token_id in (None, *ids[-1:]) else [*ids, tokenizer.eos_token_id]

@@ -6,17 +6,27 @@ and 5.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import TypedDict
 
 import torch
 
 Ids = tuple[int, ...]
 
-ROW_TOKENS = 2048
+ROW_TOKENS = 512
 """Trees share a row up to this many tokens; beyond it, attention over the row's dense mask costs more than it saves."""
+
+
+class PairIds(TypedDict, total=False):
+    """A tokenized pair; the reference's log-probs are added once they are known."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    ref_chosen_logps: float
+    ref_rejected_logps: float
 
 
 @dataclass(frozen=True)
@@ -32,8 +42,8 @@ class Tree:
         return len(self.prompt) + sum(map(len, self.completions))
 
 
-def grow(pairs: Iterable[Mapping[str, Sequence[int]]]) -> tuple[list[Tree], list[int], list[int]]:
-    """Group tokenized pairs (`prompt_ids`, `chosen_ids`, `rejected_ids`) into trees.
+def grow(pairs: Iterable[PairIds]) -> tuple[list[Tree], list[int], list[int]]:
+    """Group tokenized pairs into trees.
 
     Returns the trees and, pair by pair, the indices of its chosen and rejected completion among all the trees'
     completions, counted through the trees in order.
@@ -48,7 +58,7 @@ def grow(pairs: Iterable[Mapping[str, Sequence[int]]]) -> tuple[list[Tree], list
     branches: dict[Ids, dict[Ids, int]] = {}
     places: list[tuple[Ids, Ids, Ids]] = []
     for pair in pairs:
-        prompt, chosen, rejected = (tuple(pair[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+        prompt, chosen, rejected = tuple(pair["prompt_ids"]), tuple(pair["chosen_ids"]), tuple(pair["rejected_ids"])
         own = branches.setdefault(prompt, {})
         for completion in (chosen, rejected):
             own.setdefault(completion, len(own))
@@ -62,7 +72,7 @@ def grow(pairs: Iterable[Mapping[str, Sequence[int]]]) -> tuple[list[Tree], list
     )
 
 
-def pack(trees: Sequence[Tree], row_tokens: int = ROW_TOKENS) -> list[dict[str, Any]]:
+def pack(trees: Sequence[Tree], row_tokens: int = ROW_TOKENS) -> list[dict[str, torch.Tensor]]:
     """Lay trees one after another into rows without padding, first fit, in order.
 
     A row holds, for its L tokens: `input_ids`, `position_ids` (L,), which start again at the end of the prompt for

@@ -1,0 +1,606 @@
+"""PreferenceTrainer: the same training as TRL's, whatever the batches, checkpoints and adapters."""
+
+import copy
+import gc
+import inspect
+import itertools
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+import tiebreak
+from conftest import TEMPLATE, make_causal
+from tiebreak import PreferenceConfig, PreferenceTrainer, models
+from tiebreak.recipe import Model
+from tiebreak.records import InputError
+from tiebreak.training.trainer import _ByPrompt, _Pairs
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+
+Row = dict[str, Any]
+LOGGED = (
+    "loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins",
+    "logps/chosen", "logps/rejected",
+)  # fmt: skip
+PLAIN = LOGGED[:2]
+
+
+def chat(prompt: str, chosen: str, rejected: str) -> Row:
+    return {
+        "prompt": [{"role": "user", "content": prompt}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
+
+
+ROWS = [chat(f"Say {at}", f"number {at}" + "!" * (at % 3), f"{at * 7} or " + "so " * (at % 4)) for at in range(24)]
+"""One pair a prompt."""
+TREES = [
+    chat(f"Idea {at}", *both)
+    for at in range(5)
+    for both in itertools.combinations([f"title {at}", "Another", f"{at} more words"], 2)
+][:-1]
+"""Three pairs a prompt, 14 in all: no batch size but 1, 2, 7 divides them."""
+
+
+def adapter(**changes: Any) -> LoraConfig:
+    return LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **changes)
+
+
+def load(folder: Path, **options: Any) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+
+
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
+    """A template whose assistant turn ends with the end token itself, as TRL's completions do."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE.replace("\n", "")
+    return tokenizer
+
+
+def common(out: Path, changes: Row) -> Row:
+    return {
+        "output_dir": str(out), "per_device_train_batch_size": 4, "learning_rate": 1e-3, "num_train_epochs": 1, "seed": 3,
+        "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True, "bf16": False, "disable_tqdm": True,
+    } | changes  # fmt: skip
+
+
+def make(folder: Path, out: Path, rows: list[Row] = TREES, model: Any = None, **changes: Any) -> PreferenceTrainer:
+    """Build a trainer; what is no part of its configuration goes to its constructor."""
+    own = {name: changes.pop(name) for name in ("ref_model", "eval_dataset", "peft_config", "compute_metrics") if name in changes}
+    return PreferenceTrainer(
+        model if model is not None else load(folder),
+        args=PreferenceConfig(**common(out, changes)),
+        train_dataset=rows,
+        processing_class=tokenizer_of(folder),
+        **own,
+    )
+
+
+def trained(*args: Any, **changes: Any) -> PreferenceTrainer:
+    trainer = make(*args, **changes)
+    trainer.train()
+    return trainer
+
+
+def logged(trainer: Any, names: tuple[str, ...] = LOGGED) -> torch.Tensor:
+    """Return what every step logged, (steps, names)."""
+    return torch.tensor([[line[name] for name in names] for line in trainer.state.log_history if "loss" in line])
+
+
+def weights(trainer: PreferenceTrainer) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for weight in trainer.model.parameters()])
+
+
+def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported_modules_are_no_garbage() -> Iterator[None]:
+    """Every training collects garbage first, and going through what torch imported takes longer than the training."""
+    import trl.trainer.dpo_trainer  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+# --- the public door -----------------------------------------------------------------------------------------------
+
+
+def test_exported() -> None:
+    assert tiebreak.PreferenceTrainer.__module__ == "tiebreak.training.trainer"
+    with pytest.raises(AttributeError, match="no attribute 'PreferenceTrainr'"):
+        tiebreak.PreferenceTrainr  # noqa: B018
+
+
+def test_called_as_trl_is() -> None:
+    from trl import DPOTrainer
+
+    ours, theirs = (list(inspect.signature(one.__init__).parameters) for one in (PreferenceTrainer, DPOTrainer))
+    assert ours == [name for name in theirs if name not in ("data_collator", "quantization_config")]
+
+
+# --- the same training as TRL's ------------------------------------------------------------------------------------
+
+
+def trl(folder: Path, out: Path, rows: list[Row], **changes: Any) -> Any:
+    from trl import DPOConfig, DPOTrainer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = DPOTrainer(
+            load(folder),
+            args=DPOConfig(**common(out, {"gradient_checkpointing": False, **changes})),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer_of(folder),
+        )
+        trainer.train()
+    return trainer
+
+
+TEXT = [{"prompt": f"Q: Say {at}\nA:", "chosen": f" number {at}", "rejected": " no" * (1 + at % 3)} for at in range(20)]
+SHAPES = {
+    "messages": ROWS,
+    "text": TEXT,
+    "implicit messages": [{name: [*row["prompt"], *row[name]] for name in ("chosen", "rejected")} for row in ROWS],
+    "implicit text": [{name: row["prompt"] + row[name] for name in ("chosen", "rejected")} for row in TEXT],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tokens_are_trls(shape: str, tiny: Path, tmp_path: Path) -> None:
+    theirs = trl(tiny, tmp_path, SHAPES[shape], max_steps=1)
+    ours = make(tiny, tmp_path, SHAPES[shape])
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    assert [[pair[name] for name in names] for pair in ours.train_dataset.pairs] == [
+        [row[name] for name in names] for row in theirs.train_dataset
+    ]
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.7])
+def test_twenty_steps_are_trls(beta: float, tiny: Path, tmp_path: Path) -> None:
+    same = {"max_steps": 20, "train_sampling_strategy": "sequential", "beta": beta, "label_smoothing": 0.0}
+    ours, theirs = trained(tiny, tmp_path, ROWS, **same), trl(tiny, tmp_path, ROWS, **same)
+    assert logged(ours).shape == (20, len(LOGGED))
+    torch.testing.assert_close(logged(ours), logged(theirs), atol=1e-4, rtol=1e-4)
+    assert logged(ours)[-1, 0] < 0.9 * math.log(2), "the steps moved the policy, or equal would say little"
+    assert logged(ours)[0].tolist()[2:6] == pytest.approx([0, 0, 0, 0], abs=1e-6)
+
+
+def test_label_smoothing_is_honoured(tiny: Path, tmp_path: Path) -> None:
+    """TRL's sigmoid loss ignores it; its `aot` loss, where a batch is one pair, is the same loss and does not."""
+    same = {"max_steps": 20, "train_sampling_strategy": "sequential", "per_device_train_batch_size": 1, "beta": 0.5}
+    ours = trained(tiny, tmp_path, ROWS, **same, label_smoothing=0.3)
+    theirs = trl(tiny, tmp_path, ROWS, **same, label_smoothing=0.3, loss_type=["aot"])
+    torch.testing.assert_close(logged(ours), logged(theirs), atol=1e-4, rtol=1e-4)
+    plain = trained(tiny, tmp_path, ROWS, **same)
+    assert (logged(plain, PLAIN) - logged(ours, PLAIN)).abs().max() > 1e-2
+
+
+# --- one training, however it is cut -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(1, 4), (2, 2)])
+def test_accumulation_is_a_larger_batch(batch: int, accumulation: int, tiny: Path, tmp_path: Path) -> None:
+    """14 pairs by 4: the last step of an epoch has two, and each pair weighs as in one batch."""
+    same = {"optim": "sgd", "learning_rate": 0.1, "num_train_epochs": 2, "max_grad_norm": 100.0}
+    whole = trained(tiny, tmp_path, **same)
+    cut = trained(tiny, tmp_path, **same, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
+    assert len(logged(whole)) == 8
+    torch.testing.assert_close(logged(cut), logged(whole), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(weights(cut), weights(whole), atol=1e-5, rtol=1e-5)
+    assert (weights(whole) - weights(make(tiny, tmp_path))).abs().max() > 1e-3
+
+
+def test_the_mean_of_several_steps_weighs_every_pair(tiny: Path, tmp_path: Path) -> None:
+    each, together = (trained(tiny, tmp_path, logging_steps=steps) for steps in (1, 4))
+    names = LOGGED[2:]
+    sizes = torch.tensor([4.0, 4.0, 4.0, 2.0])
+    torch.testing.assert_close(
+        logged(together, names)[0], (logged(each, names) * sizes[:, None]).sum(0) / 14, atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("lora", [False, True], ids=["whole model", "adapter"])
+def test_gradient_checkpointing_changes_nothing(lora: bool, reentrant: bool, tiny: Path, tmp_path: Path) -> None:
+    how = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    plain, checkpointed = (trained(tiny, tmp_path, peft_config=adapter() if lora else None, **on) for on in ({}, how))
+    assert checkpointed.model.is_activation_checkpointing
+    assert logged(plain)[-1, 3] != 0
+    torch.testing.assert_close(logged(checkpointed), logged(plain), atol=1e-5, rtol=1e-5)
+
+
+def test_padded_rows_train_as_trees_do(tiny: Path, tmp_path: Path) -> None:
+    tree, padded = trained(tiny, tmp_path), trained(tiny, tmp_path, model=load(tiny, attn_implementation="eager"))
+    assert (tree.tree, padded.tree) == (True, False)
+    torch.testing.assert_close(logged(padded), logged(tree), atol=1e-5, rtol=1e-5)
+
+
+def test_a_reference_that_takes_no_tree_is_given_none(tiny: Path, tmp_path: Path) -> None:
+    trainer = trained(tiny, tmp_path, ref_model=load(tiny, attn_implementation="eager"))
+    assert not trainer.tree
+    torch.testing.assert_close(logged(trainer, PLAIN), logged(trained(tiny, tmp_path), PLAIN), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["whole model", "adapter"])
+@pytest.mark.parametrize("at", [2, 4, 6])
+def test_resumed_is_uninterrupted(lora: bool, at: int, tiny: Path, tmp_path: Path) -> None:
+    """Four steps an epoch: in the first epoch, at its end, in the second, where the order is another."""
+    same: Row = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+    whole = trained(tiny, tmp_path, **same, peft_config=adapter() if lora else None)
+    again = make(tiny, tmp_path, **same, peft_config=adapter() if lora else None)
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
+    assert len(logged(whole)) == len(logged(again)) == 8
+    torch.testing.assert_close(logged(again)[at:], logged(whole)[at:], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(weights(again), weights(whole), atol=1e-6, rtol=1e-6)
+
+
+def test_seeded(tiny: Path, tmp_path: Path) -> None:
+    one, same, other = (trained(tiny, tmp_path, seed=seed, peft_config=adapter()) for seed in (1, 1, 2))
+    assert torch.equal(weights(one), weights(same))
+    assert not torch.equal(weights(one), weights(other))
+
+
+# --- adapters ------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_alone_is_trained(tiny: Path, tmp_path: Path) -> None:
+    trainer = make(tiny, tmp_path, peft_config=adapter())
+    before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    assert logged(trainer)[0].tolist()[2:6] == pytest.approx([0, 0, 0, 0], abs=1e-6), "the reference is the base model"
+    assert logged(trainer)[-1].tolist()[2:4] != pytest.approx([0, 0], abs=1e-4)
+
+    trainer.save_model(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "adapter_config.json").is_file()
+    assert not (tmp_path / "saved" / "model.safetensors").exists()
+    merged = models.load_model(Model(name_or_path=str(tmp_path / "saved")), torch.float32).eval()
+    ids = torch.tensor([[10, 20, 30, 40]])
+    torch.testing.assert_close(merged(ids).logits, trainer.model.eval()(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_an_earlier_adapter_is_the_reference_of_its_own_training(tiny: Path, tmp_path: Path) -> None:
+    """DPO after an adapter's fine-tuning: the base model as reference would be the wrong one."""
+    model = get_peft_model(load(tiny), adapter(lora_dropout=0.3))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.2)
+    trainer = trained(tiny, tmp_path, model=model)
+    assert isinstance(trainer.model, PeftModel)
+    assert logged(trainer)[0].tolist()[2:6] == pytest.approx([0, 0, 0, 0], abs=1e-5)
+    with pytest.raises(InputError, match="ln 2"):
+        trained(tiny, tmp_path, model=model, ref_model=load(tiny))
+
+
+def test_an_adapters_own_dropout_is_kept(tiny: Path, tmp_path: Path) -> None:
+    plain, dropped = (trained(tiny, tmp_path, peft_config=adapter(lora_dropout=rate)) for rate in (0.0, 0.5))
+    assert logged(dropped)[0].tolist()[2:6] == pytest.approx([0, 0, 0, 0], abs=1e-6)
+    assert (logged(dropped, PLAIN) - logged(plain, PLAIN)).abs().max() > 1e-4
+
+
+# --- the reference -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_causal(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+def test_a_wrong_reference_is_refused(tiny: Path, other: Path, tmp_path: Path) -> None:
+    with torch.no_grad():
+        wrong = load(other)
+        wrong.lm_head.weight.mul_(20)  # an untrained model says of all tokens about the same
+    trainer = make(tiny, tmp_path, ref_model=wrong)
+    with pytest.raises(InputError) as error:
+        trainer.train()
+    assert "ln 2" in one_line(error)
+    assert trainer.state.global_step == 0
+    meant = trained(tiny, tmp_path, ref_model=wrong, check_reference=False)
+    assert abs(logged(meant)[0, 5]) > 1e-3
+    right = trained(tiny, tmp_path, ref_model=load(tiny))
+    assert torch.equal(logged(right), logged(trained(tiny, tmp_path)))
+
+
+def test_a_reference_of_no_numbers_is_refused(tiny: Path, tmp_path: Path) -> None:
+    broken = load(tiny)
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(InputError, match="ln 2"):
+        make(tiny, tmp_path, ref_model=broken).train()
+
+
+def test_the_reference_in_bf16(tiny: Path, tmp_path: Path) -> None:
+    trainer = trained(tiny, tmp_path, bf16=True)
+    assert logged(trainer)[0, 0].item() == pytest.approx(math.log(2), abs=1e-2)
+
+
+def test_the_policy_as_its_own_reference_is_refused(tiny: Path, tmp_path: Path) -> None:
+    model = load(tiny)
+    with pytest.raises(InputError) as error:
+        make(tiny, tmp_path, model=model, ref_model=model)
+    assert "leave it out" in one_line(error)
+
+
+def test_training_goes_on_with_the_same_reference(tiny: Path, tmp_path: Path) -> None:
+    """A second `train` starts from a policy that has left the reference; that is no mistake."""
+    trainer = trained(tiny, tmp_path)
+    moved = logged(trainer)[-1, 5]
+    trainer.train()
+    assert logged(trainer)[0, 5] != 0
+    assert logged(trainer)[-1, 5] > moved
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_dropout_is_off(family: str, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = make_causal(tmp_path / "model", attention_dropout=0.5)
+    if family == "gpt2":
+        vocabulary = len(AutoTokenizer.from_pretrained(folder))
+        config = GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    ids = torch.arange(20)[None]
+    assert not torch.equal(load(folder).train()(ids).logits, load(folder).train()(ids).logits)
+    trainer = trained(folder, tmp_path)
+    assert logged(trainer)[0].tolist()[2:6] == pytest.approx([0, 0, 0, 0], abs=1e-5)
+    model = trainer.model.train()
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    kept = trained(folder, tmp_path, model=load(folder).train(), disable_dropout=False)
+    assert logged(kept)[0].tolist()[2:6] != pytest.approx([0, 0, 0, 0], abs=1e-5)
+    for ours, theirs in zip(kept.train_dataset.pairs, trainer.train_dataset.pairs, strict=True):
+        assert ours["ref_chosen_logps"] == pytest.approx(theirs["ref_chosen_logps"], abs=1e-4), "a reference has no dropout"
+
+
+# --- order ---------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_of_a_prompt_stay_together() -> None:
+    sampler = _ByPrompt([[0] * size for size in (3, 1, 2, 4)], seed=0)
+    orders = []
+    for epoch in range(6):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        orders.append(tuple(order))
+        assert sorted(order) == list(range(10))
+        assert len(sampler) == 10
+        for prompt in ([0, 1, 2], [3], [4, 5], [6, 7, 8, 9]):
+            at = order.index(prompt[0])
+            assert order[at : at + len(prompt)] == prompt
+    assert len(set(orders)) > 3, "an epoch has its own order"
+    again = _ByPrompt([[0] * size for size in (3, 1, 2, 4)], seed=0)
+    again.set_epoch(4)
+    assert tuple(again) == orders[4], "and always the same"
+    other = _ByPrompt([[0] * size for size in (3, 1, 2, 4)], seed=1)
+    assert any(tuple(other) != orders[0] for other.epoch in range(3))
+
+
+def test_a_prompt_scattered_over_the_dataset_is_gathered(tiny: Path, tmp_path: Path) -> None:
+    trainer = make(tiny, tmp_path, TREES[::3] + TREES[1::3] + TREES[2::3])
+    assert Counter(map(len, trainer.train_dataset.groups)) == {3: 4, 2: 1}
+
+
+def watched(trainer: PreferenceTrainer) -> list[float]:
+    """Return a list that will hold every pair a step is given, told apart by its reference's log-probs."""
+    seen: list[float] = []
+    collate = trainer.data_collator
+
+    def noting(pairs: list[Any]) -> Any:
+        seen.extend(pair["ref_chosen_logps"] + 2 * pair["ref_rejected_logps"] for pair in pairs)
+        return collate(pairs)
+
+    trainer.data_collator = noting
+    return seen
+
+
+def test_every_epoch_has_every_pair_in_its_own_order(tiny: Path, tmp_path: Path) -> None:
+    orders = []
+    for data_seed in (None, None, 5):
+        trainer = make(tiny, tmp_path, num_train_epochs=2, data_seed=data_seed, per_device_train_batch_size=7)
+        seen = watched(trainer)
+        trainer.train()
+        first, second = seen[:14], seen[14:]
+        assert first != second
+        assert sorted(first) == sorted(second)
+        assert len(set(first)) == 14
+        orders.append((first, second))
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+
+
+# --- held out ------------------------------------------------------------------------------------------------------
+
+
+def summed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row: Row, name: str) -> float:
+    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+    whole = torch.tensor([[*prompt, *tokenizer(row[name][0]["content"] + "<|end|>")["input_ids"]]])
+    every = torch.log_softmax(model.eval()(whole).logits.float(), -1)[0]
+    return sum(every[at - 1, whole[0, at]].item() for at in range(len(prompt), whole.shape[1]))
+
+
+def test_held_out_metrics_by_hand(tiny: Path, tmp_path: Path) -> None:
+    held_out = [*TREES[:4], chat("Odd one", "short", "a much longer answer than the others")]
+    trainer = trained(
+        tiny, tmp_path, eval_dataset=held_out, per_device_eval_batch_size=2, num_train_epochs=3, beta=0.4, label_smoothing=0.1
+    )
+    metrics = trainer.evaluate()
+    tokenizer, reference = tokenizer_of(tiny), load(tiny)
+    logps, rewards = ([], [])
+    with torch.no_grad():
+        for row in held_out:
+            policy = [summed(trainer.model, tokenizer, row, name) for name in ("chosen", "rejected")]
+            before = [summed(reference, tokenizer, row, name) for name in ("chosen", "rejected")]
+            logps.append(policy)
+            rewards.append([0.4 * (now - then) for now, then in zip(policy, before, strict=True)])
+    margins = [won - lost for won, lost in rewards]
+    softplus = [(0.9 * math.log1p(math.exp(-margin)) + 0.1 * math.log1p(math.exp(margin))) for margin in margins]
+    expected = {
+        "eval_loss": sum(softplus) / 5,
+        "eval_rewards/chosen": sum(won for won, _ in rewards) / 5,
+        "eval_rewards/rejected": sum(lost for _, lost in rewards) / 5,
+        "eval_rewards/accuracies": sum(margin > 0 for margin in margins) / 5,
+        "eval_rewards/margins": sum(margins) / 5,
+        "eval_logps/chosen": sum(won for won, _ in logps) / 5,
+        "eval_logps/rejected": sum(lost for _, lost in logps) / 5,
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert abs(expected["eval_rewards/margins"]) > 0
+    held = trainer.held_out_rewards()
+    assert [len(group) for group in held] == [3, 1, 1]
+    assert torch.tensor([both for group in held for both in group]) == pytest.approx(torch.tensor(rewards), abs=1e-4)
+
+
+def test_measuring_does_not_disturb(tiny: Path, tmp_path: Path) -> None:
+    trainer = make(tiny, tmp_path, eval_dataset=TREES[:3])
+    trainer.model.train()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(math.log(2)), "before training, policy and reference are one"
+    trainer.model.train()
+    assert torch.tensor(trainer.held_out_rewards()).abs().max() < 1e-5
+    assert trainer.model.training
+    during = trained(tiny, tmp_path, eval_dataset=TREES[:3], eval_strategy="steps", eval_steps=1)
+    assert torch.equal(logged(during), logged(trained(tiny, tmp_path)))
+    assert make(tiny, tmp_path).held_out_rewards() == []
+
+
+def test_an_evaluation_broken_off_counts_for_nothing(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trained(tiny, tmp_path, eval_dataset=TREES[:5], per_device_eval_batch_size=2, num_train_epochs=2)
+    whole = trainer.evaluate()
+    step, calls = trainer.prediction_step, itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "prediction_step", lambda *given, **named: step(*given, **named) if next(calls) < 1 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.evaluate()
+    assert trainer.evaluate()["eval_rewards/margins"] == pytest.approx(whole["eval_rewards/margins"], rel=1e-6)
+
+
+def test_compute_metrics_is_given_rewards(tiny: Path, tmp_path: Path) -> None:
+    def accuracy(prediction: Any) -> dict[str, float]:
+        assert prediction.predictions.shape == (5, 2)
+        return {"mine": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+    trainer = trained(
+        tiny, tmp_path, eval_dataset=TREES[:5], compute_metrics=accuracy, per_device_eval_batch_size=2, num_train_epochs=3
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_mine"] == pytest.approx(metrics["eval_rewards/accuracies"])
+
+
+def test_other_held_out_pairs_come_too_late(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        trained(tiny, tmp_path).evaluate(TREES)
+    assert "constructor" in one_line(error)
+    with pytest.raises(InputError, match="trained already"):
+        trained(tiny, tmp_path).evaluate(_Pairs([{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}]))
+
+
+def test_a_preference_is_learned(tiny: Path, tmp_path: Path) -> None:
+    """Shouting is preferred; the held-out prompts and words are new."""
+    words = ["apple", "river", "stone", "cloud", "table", "green", "paper", "light", "mouse", "bread", "chair", "water"]
+    rows = [chat(f"Say {word}", f"{word.upper()}!", f"{word}.") for word in words]
+    trainer = make(
+        tiny, tmp_path, [row for row in rows[:9] for _ in range(2)], eval_dataset=rows[9:], num_train_epochs=6, learning_rate=3e-3
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert before["eval_rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert after["eval_rewards/accuracies"] == 1
+    assert after["eval_loss"] < before["eval_loss"] / 2
+    assert after["eval_rewards/margins"] > 1
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loss_type": ["ipo"]}, r"loss_type \['ipo'\]: only \['sigmoid'\]"),
+        ({"loss_type": ["sigmoid", "sft"]}, "loss_type"),
+        ({"loss_type": []}, "loss_type"),
+        ({"label_smoothing": 0.5}, r"label_smoothing 0\.5: must be in \[0, 0\.5\)"),
+        ({"label_smoothing": -0.1}, "label_smoothing"),
+        ({"label_smoothing_factor": 0.1}, "use label_smoothing"),
+        ({"beta": 0.0}, "beta 0.0: must be above 0"),
+        ({"train_sampling_strategy": "group_by_length"}, "only random and sequential"),
+    ],
+)
+def test_refused_settings(changes: Row, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        PreferenceConfig(**common(tmp_path, changes))
+
+
+def test_unknown_settings(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="padding_free"):
+        PreferenceConfig(**common(tmp_path, {"padding_free": True}))
+
+
+def test_loss_type_as_a_word(tmp_path: Path) -> None:
+    assert PreferenceConfig(**common(tmp_path, {"loss_type": "sigmoid"})).loss_type == ["sigmoid"]
+
+
+def test_an_encoder_decoder_model_is_refused(tiny_t5: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        PreferenceTrainer(str(tiny_t5), args=PreferenceConfig(**common(tmp_path, {})), train_dataset=TREES)
+    assert "encoder-decoder" in one_line(error)
+
+
+def test_nothing_to_train_on(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="train_dataset is missing"):
+        make(tiny, tmp_path, rows=None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"train dataset: no pair is left to use \(it is empty\)"):
+        make(tiny, tmp_path, rows=[])
+    with pytest.raises(InputError) as error:
+        make(tiny, tmp_path, rows=[chat("a", "b", "b"), *TREES], max_length=3)
+    assert "no pair is left to use (1 identical, 14 too long)" in one_line(error)
+    with pytest.raises(InputError, match="eval dataset: no pair is left"):
+        make(tiny, tmp_path, eval_dataset=[chat("a", "b", "b")])
+
+
+def test_dropped_rows_are_counted(tiny: Path, tmp_path: Path) -> None:
+    trainer = make(tiny, tmp_path, [*TREES, chat("a", "b", "b")], eval_dataset=TREES, max_length=20)
+    assert trainer.row_counts == {"train": {"identical": 1, "prompt cut": 9}, "eval": {"prompt cut": 9}}
+
+
+# --- what is saved -------------------------------------------------------------------------------------------------
+
+
+def test_by_name_and_saved(tiny: Path, tmp_path: Path) -> None:
+    trainer = PreferenceTrainer(str(tiny), args=PreferenceConfig(**common(tmp_path, {})), train_dataset=TREES)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    again = load(tmp_path / "saved")
+    assert torch.equal(torch.cat([weight.flatten() for weight in again.parameters()]), weights(trainer))
+    assert again.config.use_cache, "the Trainer's own setting would make every later generation slow"
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == TEMPLATE
+
+
+def test_several_gpus_in_one_process_are_not_split_over(tiny: Path, tmp_path: Path) -> None:
+    args = PreferenceConfig(**common(tmp_path, {}))
+    args._n_gpu = 2
+    trainer = PreferenceTrainer(load(tiny), args=args, train_dataset=TREES, processing_class=tokenizer_of(tiny))
+    assert trainer.args.n_gpu == 1
+    assert trainer.args.train_batch_size == 4
+
+
+def test_the_callers_rows_are_left_alone(tiny: Path, tmp_path: Path) -> None:
+    rows = copy.deepcopy(TREES)
+    trained(tiny, tmp_path, rows, eval_dataset=Dataset.from_list(rows))
+    assert rows == TREES
