@@ -140,7 +140,9 @@ MARKDOWN = {
 # --- words of the prompt -------------------------------------------------------------------------------------------
 
 STOP_WORDS = frozenset(
-    """about above after again against along also always another around back because been before behind being below
+    """ago all and any are big but can did far few for get got had has her him his how its let lot may new nor not now off old
+    one our out own per put say see set she the too two use via was way who why yes yet you
+    about above after again against along also always another around back because been before behind being below
     between both cannot come could does doing done down during each else enough even ever every everything from further
     gets give gives goes going have having here herself himself into itself just keep kind know less like made make makes
     making many might more most much must myself need needs never nothing once only onto other others ours ourselves over
@@ -157,7 +159,7 @@ HIRAGANA = re.compile(r"[\u3041-\u309f]+")
 def content_words(text: str) -> set[str]:
     """Return the stems of the words that carry content.
 
-    A word is a run of at least four letters and digits, casefolded and without accents, and no stop word. Its stem
+    A word is a run of at least three letters and digits, casefolded and without accents, and no stop word. Its stem
     drops one English ending and a doubled last letter: baking, bakes → bak; histories → histor. Chinese characters and
     katakana, written without spaces, give every two neighbours as a word; hiragana, which is mostly grammar, gives none.
     """
@@ -165,7 +167,7 @@ def content_words(text: str) -> set[str]:
     bare = "".join(character for character in decomposed if not unicodedata.combining(character))
     bare = "".join(character if unicodedata.category(character)[0] in "LNM" else " " for character in bare)
     neighbours = {run[at : at + 2] for run in UNSPACED.findall(bare) for at in range(len(run) - 1)}
-    words = {word for word in HIRAGANA.sub(" ", UNSPACED.sub(" ", bare)).split() if len(word) >= 4}
+    words = {word for word in HIRAGANA.sub(" ", UNSPACED.sub(" ", bare)).split() if len(word) >= 3}
     return neighbours | {re.sub(r"(.)\1$", r"\1", ENDING.sub("", word)) for word in words - STOP_WORDS}
 
 
