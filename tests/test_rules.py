@@ -226,7 +226,7 @@ APART = [
     ("interest", "internet"),
     ("photograph", "photosynthesis"),
     ("contract", "control"),
-    ("how to do it", "how to do it"),  # three letters
+    ("how to do it", "how to do it"),  # stop words and two letters
     ("with their things", "with their things"),  # stop words
     ("中国", "美国"),
     ("ひらがな", "ひらがな"),
