@@ -146,6 +146,7 @@ MARKED = [
     ("Text\n### Part", "heading"),
     ("Title\n=====", "heading"),
     ("**Title**", "emphasis"),
+    ("**Video idea: never closed", "emphasis"),
     ("say **two words** now", "emphasis"),
     ("***all***", "emphasis"),
     ("an *italic* word", "emphasis"),

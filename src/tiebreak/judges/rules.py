@@ -124,6 +124,7 @@ MARKDOWN = {
     "emphasis": re.compile(
         r"(?<![A-Za-z0-9*])(\*{1,3})(?=[^\s*^).,;:!?])[^\n]*?[^\s*]\1(?![A-Za-z0-9*])"
         r"|(?<!\w)(_{1,3})(?=[^\s_^).,;:!?])[^\n]*?[^\s_]\2(?!\w)"
+        r"|(?m:^)\*\*(?=\w)[^\n]*"  # opened and, as small models do, never closed
     ),
     "list": re.compile(r"(?m)^[ \t]*(?:[-*+]|\d{1,3}[.)])[ \t]+\S[^\n]*"),
     "link": re.compile(
