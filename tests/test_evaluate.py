@@ -117,7 +117,8 @@ def test_draws_of_one_prompt_are_not_prompts(tmp_path: Path, made: Any) -> None:
     made(lambda model, text, at: model[0] if (model == "tuned") == (text != "p0") else f"{model} is too long")
     run = trained(tmp_path, 4, draws=10)
     evaluate(run)
-    assert summary(run)["win_rate"]["rate"] == 0.75
+    rates = summary(run)["win_rate"]
+    assert (rates["rate"], rates["n"], rates["prompts"]) == (0.75, 40, 4)
     assert summary(run)["verdict"]["word"] == "no difference"
 
 
@@ -211,19 +212,19 @@ def test_where_no_verdict_could_be_read_nothing_is_claimed(tmp_path: Path, made:
 
 
 def test_scores_checks_and_lengths_of_both(tmp_path: Path, made: Any) -> None:
-    """Base: 'xxxxxxx' and 'no'; tuned: 'go' and 'so', on each of four prompts."""
-    texts = {"base": ["xxxxxxx", "no"], "tuned": ["go", "so"]}
+    """Base: 'too long' and 'no'; tuned: 'go' and 'so', on each of four prompts."""
+    texts = {"base": ["too long", "no"], "tuned": ["go", "so"]}
     made(lambda model, text, at: texts[model][at])
     run = trained(tmp_path, 4, judges=[TWO_CHECKS])
     evaluate(run)
     got = summary(run)
     assert (got["completions_per_prompt"], got["judge"], got["prompts"], got["cost"]) == (2, "rules", 4, 0.0)
-    for key, name, base, tuned in (("scores", "mean", 0.5, 1.0), ("passing", "rate", 0.5, 1.0), ("lengths", "mean", 4.5, 2.0)):
+    for key, name, base, tuned in (("scores", "mean", 0.75, 1.0), ("passing", "rate", 0.5, 1.0), ("lengths", "mean", 5.0, 2.0)):
         assert (got[key]["base"][name], got[key]["tuned"][name]) == (base, tuned)
         assert (got[key]["base"]["n"], got[key]["base"]["prompts"]) == (8, 4)
         assert got[key]["base"]["low"] <= base <= got[key]["base"]["high"]
     assert [check["name"] for check in got["checks"]] == ["at most 5 characters", "with /o/"]
-    assert [(check["base"]["rate"], check["tuned"]["rate"]) for check in got["checks"]] == [(0.5, 1.0), (0.5, 1.0)]
+    assert [(check["base"]["rate"], check["tuned"]["rate"]) for check in got["checks"]] == [(0.5, 1.0), (1.0, 1.0)]
 
 
 def test_one_prompt_gives_a_mean_without_an_interval(tmp_path: Path, made: Any) -> None:

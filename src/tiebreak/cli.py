@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, a shipped recipe (demo), or a run directory.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Replace values, e.g. train.beta=0.05.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Replace values, e.g. train.beta=0.05.")]
 RunDir = Annotated[Path | None, typer.Option("--run", help="Run directory. Default: runs/<name of the recipe>.")]
 Profile = Annotated[str | None, typer.Option(help="A profile of the recipe.")]
 Redo = Annotated[str | None, typer.Option(metavar="STAGE", help="Delete what STAGE made and all that came of it; then repeat.")]
@@ -176,10 +176,12 @@ def _at_work(run: Run) -> Iterator[None]:
 
 def main() -> None:
     """Run the command; the user's mistakes end in one line and exit code 2."""
-    from tiebreak.records import InputError
-
     try:
         app()
-    except InputError as error:
+    except Exception as error:
+        from tiebreak.records import InputError  # not earlier: the help needs no pydantic
+
+        if not isinstance(error, InputError):
+            raise
         print(f"tiebreak: {error}", file=sys.stderr)
         sys.exit(2)

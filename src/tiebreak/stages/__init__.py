@@ -17,9 +17,12 @@ __all__ = ["check", "describe", "perform"]
 
 def perform(run: Run, stage: str, *, again: bool = False) -> Counts:
     """Perform one stage of a run and say in one line what it made, what it dropped and why."""
-    function = getattr(import_module(f"tiebreak.stages.{stage}"), stage)
     before = "" if again or run.state(stage) != "done" else " (done before)"
-    counts = run.perform(stage, function, again=again)
+
+    def work(run: Run) -> Counts:  # what is done before imports no torch
+        return getattr(import_module(f"tiebreak.stages.{stage}"), stage)(run)  # type: ignore[no-any-return]
+
+    counts = run.perform(stage, work, again=again)
     say(f"{stage}: {describe(stage, counts)}{before}")
     return counts
 

@@ -178,7 +178,7 @@ def _held_out_pairs(run: Run) -> dict[str, Any] | None:
 
 def _plain(estimate: Estimate, name: str = "rate") -> dict[str, Any]:
     # One prompt gives a mean no interval; JSON has no word for infinity.
-    low, high = (value for value in (estimate.low, estimate.high))
+    low, high = (value if math.isfinite(value) else None for value in (estimate.low, estimate.high))
     return {name: estimate.value, "low": low, "high": high, "n": estimate.n, "prompts": estimate.prompts}
 
 
