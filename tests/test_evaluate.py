@@ -107,7 +107,7 @@ def test_the_interval_decides_the_word(wins: int, losses: int, prompts: int, wor
     )
     percent = [f"{value * 100:.0f}" for value in expected[:3]]
     assert (
-        f"{percent[0]} % of {prompts} comparisons against the base (95 % interval {percent[1]} to {percent[2]} %)"
+        f"{percent[0]} % of {prompts} comparisons with the base, ties counting half (95 % interval {percent[1]} to {percent[2]} %)"
         in (counts["verdict"])
     )
 

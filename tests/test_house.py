@@ -86,7 +86,9 @@ def loaded(code: str) -> set[str]:
     return set(done.stdout.rsplit("LOADED", 1)[1].split())
 
 
-@pytest.mark.parametrize("module", ["", ".records", ".progress", ".recipe", ".recipe_yaml", ".run", ".judges.rules"])
+@pytest.mark.parametrize(
+    "module", ["", ".records", ".progress", ".recipe", ".recipe_yaml", ".run", ".judges.rules", ".stages", ".show"]
+)
 def test_light_modules_stay_light(module: str) -> None:
     assert loaded(f"import tiebreak{module}") == set()
 

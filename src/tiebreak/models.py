@@ -57,10 +57,13 @@ def check(model: Model) -> None:
         return
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"model {name}: no such folder")
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, try_to_load_from_cache
 
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=model.revision), str):
+        return
     try:
-        hf_hub_download(name, "config.json", revision=model.revision)
+        # Downloading would try for half a minute before it says that there is no network.
+        HfApi().model_info(name, revision=model.revision, timeout=10)
     except Exception as error:
         raise InputError(_unreachable(name, error)) from None
 

@@ -145,7 +145,8 @@ def _verdict(wins: Estimate | None, prompts: int, comparisons: int) -> dict[str,
         sentence = f"Not compared: none of {comparisons} verdicts on {prompts} held-out prompts could be read."
         return {"word": "not compared", "sentence": sentence}
     percent = [f"{value * 100:.0f}" for value in wins[:3]]
-    share = f"wins {percent[0]} % of {wins.n} comparisons against the base (95 % interval {percent[1]} to {percent[2]} %)"
+    share = f"wins {percent[0]} % of {wins.n} comparisons with the base, ties counting half"
+    share += f" (95 % interval {percent[1]} to {percent[2]} %)"
     if wins.low > 0.5:
         return {"word": "better", "sentence": f"The tuned model is better: it {share} on {prompts} held-out prompts."}
     if wins.high < 0.5:
