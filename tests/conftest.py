@@ -65,7 +65,7 @@ def smollm2() -> Path:
     return Path(locate(Model(name_or_path="builtin:smollm2-135m-instruct"))[0])
 
 
-def make_tokenizer(template: str | None = TEMPLATE):  # noqa: ANN201
+def make_tokenizer(template: str | None = TEMPLATE):
     """Return a byte-level tokenizer: 256 bytes and six special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

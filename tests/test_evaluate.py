@@ -105,11 +105,9 @@ def test_the_interval_decides_the_word(wins: int, losses: int, prompts: int, wor
             "no difference": f"No difference that {prompts} prompts can show: the tuned model wins",
         }[word]
     )
-    percent = [f"{value * 100:.0f}" for value in expected[:3]]
-    assert (
-        f"{percent[0]} % of {prompts} comparisons with the base, ties counting half (95 % interval {percent[1]} to {percent[2]} %)"
-        in (counts["verdict"])
-    )
+    share, low, high = (f"{value * 100:.0f}" for value in expected[:3])
+    interval = f"(95 % interval {low} to {high} %)"
+    assert f"{share} % of {prompts} comparisons with the base, ties counting half {interval}" in counts["verdict"]
 
 
 def test_draws_of_one_prompt_are_not_prompts(tmp_path: Path, made: Any) -> None:
@@ -158,6 +156,22 @@ def test_a_restart_draws_and_asks_only_what_is_owed(tmp_path: Path, made: Any, m
     says.asked.clear()
     evaluate(run)
     assert says.asked == []
+
+
+@pytest.mark.parametrize(("orders", "calls", "base_first"), [("both", 80, 40), ("random", 40, None), ("first", 40, None)])
+def test_neither_model_stands_first_every_time(
+    orders: str, calls: int, base_first: int | None, tmp_path: Path, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge that likes what comes first finds no difference."""
+    says = Says(lambda first, second: "first")
+    monkeypatch.setattr("tiebreak.stages.judge.build_judge", lambda section, run: says)
+    made(lambda model, text, at: f"{model} {text} {at}")
+    run = trained(tmp_path, 20, judges=[{**LLM, "orders": orders}])
+    evaluate(run)
+    first = sum(one.startswith("base") for one, _ in says.asked)
+    assert len(says.asked) == calls
+    assert first == base_first if base_first else 10 <= first <= 30
+    assert summary(run)["verdict"]["word"] == "no difference"
 
 
 def test_equal_and_empty_answers(tmp_path: Path, made: Any) -> None:

@@ -252,6 +252,23 @@ def test_a_long_prompt_is_cut_from_the_left_and_that_is_said(
     assert drawn == {key: alone(folder, each[-room:], new) for key, each in ids.items()}
 
 
+def test_an_encoder_has_all_its_positions_for_the_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A BART, whose positions are learnt: one more would be an index error."""
+    tokenizer = make_tokenizer(template=None)
+    config = transformers.BartConfig(
+        vocab_size=len(tokenizer), d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=32, init_std=0.3,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(2)
+    with models.quiet():
+        transformers.BartForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    drawn = {each.prompt_id: each.text for each in local(tmp_path, **GREEDY).sample(PROMPTS)}
+    assert drawn == {prompt.id: alone(tmp_path, ids_of(tmp_path, prompt, apart=True)[-32:], 12) for prompt in PROMPTS}
+    assert "base: 3 prompts are longer than the model's context; cut from the left to 32 tokens" in capsys.readouterr().out
+
+
 def test_no_room_for_a_prompt_is_one_line(tmp_path: Path) -> None:
     folder = make_causal(tmp_path, max_position_embeddings=32)
     with pytest.raises(InputError, match=r"^base: max_new_tokens 32 leaves no room for a prompt; the model takes 32$"):

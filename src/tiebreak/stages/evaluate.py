@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tiebreak.metrics.agreement import Verdicts
 from tiebreak.metrics.winrate import Estimate, mean, rate
 from tiebreak.progress import progress
-from tiebreak.recipe import Endpoint, Evaluate, Model
+from tiebreak.recipe import Endpoint, Evaluate, LlmJudge, Model
 from tiebreak.records import Completion, Prompt
 from tiebreak.run import Counts, Run, appending, read_jsonl, write_json, write_text
 from tiebreak.samplers.local import Local
@@ -56,6 +56,8 @@ def evaluate(run: Run) -> Counts:
         if (base := drawn.get(("base", prompt.id, at))) and (tuned := drawn.get(("tuned", prompt.id, at)))
     ]
     path = run.eval_judgments(section.name)
+    if isinstance(section, LlmJudge) and section.orders == "first":  # base would stand first every time
+        section = section.model_copy(update={"orders": "random"})
     ask(run, section, path, twos)
     verdicts = Verdicts(run.verdicts(path))
     meetings = [_meet(verdicts, *two) for two in twos]
