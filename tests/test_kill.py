@@ -127,7 +127,6 @@ def test_a_run_that_is_killed_at_random_moments(tmp_path: Path, tiny: Path) -> N
     print(f"killed {len(killed)} times; a whole run is {seconds:.1f} s, {work} lines and files: {'; '.join(killed)}")
 
 
-@pytest.mark.xfail(reason="Run.start takes what a killed start left for somebody's files")
 @pytest.mark.parametrize("left", ["manifest.json", "manifest.json.partial", "recipe.json.partial"])
 def test_a_start_that_was_killed_begins_again(left: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()

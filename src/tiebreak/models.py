@@ -59,9 +59,9 @@ def check(model: Model) -> None:
         raise InputError(f"model {name}: no such folder")
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(name, "config.json", revision=model.revision), str):
-        return
     try:
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=model.revision), str):
+            return
         # Downloading would try for half a minute before it says that there is no network.
         HfApi().model_info(name, revision=model.revision, timeout=10)
     except Exception as error:

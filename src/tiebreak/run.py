@@ -103,7 +103,8 @@ class Run:
         if path.exists() and not path.is_dir():
             raise InputError(f"{path}: is a file, not a run directory")
         new = not (path / "recipe.json").exists()
-        if new and path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
+        begun = {".lock", "manifest.json", "manifest.json.partial", "recipe.json.partial"}  # by a start that was killed
+        if new and path.is_dir() and any(entry.name not in begun for entry in path.iterdir()):
             raise InputError(f"{path}: holds other files; name an empty or new folder with --run")
         recipe_path = recipe_path.resolve()
         how: dict[str, Any] = {"recipe_folder": str(recipe_path.parent), "recipe_file": recipe_path.name}
