@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
+from tiebreak.files import write_jsonl
 from tiebreak.judges import Match
 from tiebreak.records import Comparison, Completion, Message, Prompt, Rating
-from tiebreak.run import Run, write_jsonl
+from tiebreak.run import Run
 
 RULES = {"type": "rules", "checks": [{"check": "length", "max": 5}]}
 LLM = {"type": "llm", "name": "llm", "provider": "vllm", "model": "m", "criteria": "Short is good."}

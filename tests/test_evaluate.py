@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from scripted import LLM, RULES, Draws, Says, prompt, put, shorter, start
+from tiebreak.files import read_jsonl, write_json, write_jsonl
 from tiebreak.metrics.winrate import rate
 from tiebreak.recipe import Evaluate, Model
 from tiebreak.records import Completion
-from tiebreak.run import Run, read_jsonl, write_json, write_jsonl
+from tiebreak.run import Run
 from tiebreak.stages.evaluate import evaluate
 from tiebreak.stages.train import HeldOut
 

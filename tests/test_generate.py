@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from scripted import Draws, prompt, put, start
+from tiebreak.files import read_jsonl, write_jsonl
 from tiebreak.records import Completion, InputError
-from tiebreak.run import Run, read_jsonl, write_jsonl
+from tiebreak.run import Run
 from tiebreak.stages import describe
 from tiebreak.stages.generate import count, generate
 

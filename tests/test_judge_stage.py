@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from scripted import LLM, RULES, Says, compared, completion, prompt, put, shorter, start
+from tiebreak.files import read_jsonl, write_jsonl
 from tiebreak.judges.build import build_judge
 from tiebreak.records import Comparison, Rating
-from tiebreak.run import Run, read_jsonl, write_jsonl
+from tiebreak.run import Run
 from tiebreak.stages.judge import ask, judge, twos
 
 A, B = prompt("a"), prompt("b", "test")

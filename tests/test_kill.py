@@ -19,9 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scripted import LLM, RULES, Draws, Says, prompt, shorter, start
+from tiebreak.files import read_jsonl, write_jsonl
 from tiebreak.judges.build import build_judge
 from tiebreak.records import Completion
-from tiebreak.run import Run, read_jsonl, write_jsonl
+from tiebreak.run import Run
 from tiebreak.stages.generate import generate
 from tiebreak.stages.judge import judge
 from tiebreak.stages.pair import pair

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from scripted import LLM, RULES, compared, completion, prompt, put, rated, shorter, start
+from tiebreak.files import write_jsonl
 from tiebreak.records import InputError, PreferencePair, Prompt, Rating
-from tiebreak.run import Run, write_jsonl
+from tiebreak.run import Run
 from tiebreak.stages import describe
 from tiebreak.stages.pair import REASONS, attempts, pair
 

@@ -15,9 +15,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tiebreak.files import read_jsonl
 from tiebreak.recipe import Prompts
 from tiebreak.records import Comparison, Completion, InputError, Message, Prompt
-from tiebreak.run import Run, read_jsonl
+from tiebreak.run import Run
 from tiebreak.stages import prepare as stage
 from tiebreak.stages.prepare import prepare
 from tiebreak.stages.sources import Row

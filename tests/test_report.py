@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from tiebreak.files import write_json
 from tiebreak.records import InputError
-from tiebreak.run import STAGES, Run, write_json
+from tiebreak.run import STAGES, Run
 from tiebreak.stages.charts import BASE, CHOSEN, INK, REJECTED, TUNED, Estimate
 from tiebreak.stages.report import Example, report
 

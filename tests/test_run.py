@@ -13,8 +13,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tiebreak.files import appending, read_jsonl, write_json, write_jsonl
 from tiebreak.records import Comparison, Completion, InputError, Message, Prompt, Rating
-from tiebreak.run import FLOW, STAGES, Counts, Run, appending, read_jsonl, write_json, write_jsonl
+from tiebreak.run import FLOW, STAGES, Counts, Run
 
 RULES = {"type": "rules", "checks": [{"check": "length", "max": 75}]}
 LLM = {"type": "llm", "name": "llm", "provider": "gemini", "model": "m", "criteria": "criteria.txt"}

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from scripted import LLM, RULES, compared, completion, prompt, put, rated, start
+from tiebreak.files import write_jsonl, write_text
 from tiebreak.records import Completion, InputError, Message, Prompt
-from tiebreak.run import Run, write_jsonl, write_text
+from tiebreak.run import Run
 from tiebreak.show import life
 
 CHAT = (Message(role="system", content="Be short."), Message(role="user", content="Why is\nthe sky blue?"))

@@ -14,9 +14,10 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tiebreak import models
+from tiebreak.files import read_jsonl, write_jsonl
 from tiebreak.recipe import Model
 from tiebreak.records import InputError, Message, PreferencePair
-from tiebreak.run import Run, read_jsonl, write_jsonl
+from tiebreak.run import Run
 from tiebreak.stages import train as stage
 from tiebreak.stages.train import HeldOut, train
 

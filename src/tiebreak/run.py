@@ -5,28 +5,27 @@ A stage is `def stage(run: Run) -> Counts`: wanted - have = todo; do it; append 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 import tiebreak
+from tiebreak.files import digest, grew, read_json, read_jsonl, write_json, write_text
 from tiebreak.recipe import GIVEN, OPERATIONAL, LlmJudge, Recipe
 from tiebreak.recipe_yaml import SHIPPED, load_recipe, validate_recipe
 from tiebreak.records import Comparison, Completion, InputError, PreferencePair, Prompt, Rating
 
 Counts = dict[str, Any]
-R = TypeVar("R", bound=BaseModel)
 
 STAGES = ("prepare", "generate", "judge", "pair", "train", "evaluate", "report")
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets")
@@ -84,8 +83,8 @@ class Run:
         self.logs = path / "logs"
         if not self.recipe_json.is_file():
             raise InputError(f"{path}: not a run directory (no recipe.json)")
-        self.recipe: Recipe = validate_recipe(_read_json(self.recipe_json), str(self.recipe_json))
-        self.manifest: dict[str, Any] = _read_json(self.manifest_json)
+        self.recipe: Recipe = validate_recipe(read_json(self.recipe_json), str(self.recipe_json))
+        self.manifest: dict[str, Any] = read_json(self.manifest_json)
         self.recipe_text: str | None = None
 
     # --- opening ---------------------------------------------------------------------------------------------------
@@ -126,7 +125,7 @@ class Run:
         except Timeout:
             raise InputError(f"{self.path}: another tiebreak process is working on this run; wait for it or stop it") from None
         try:
-            self.manifest["stages"] = _read_json(self.manifest_json)["stages"]
+            self.manifest["stages"] = read_json(self.manifest_json)["stages"]
             yield
         finally:
             lock.release()
@@ -151,7 +150,7 @@ class Run:
             if stage != "report" and self.state(other) != "done":
                 raise InputError(f"{self.path}: {stage} comes after {other}, which is not done; run `tiebreak {other}` first")
         settings, inputs = self._settings(stage), self._inputs(stage)
-        grown = entry is not None and stage == "judge" and _grew(self.completions_jsonl, entry["inputs"]["completions.jsonl"])
+        grown = entry is not None and stage == "judge" and grew(self.completions_jsonl, entry["inputs"]["completions.jsonl"])
         if entry is not None and any((self.path / name).exists() for name in FLOW[stage].writes):
             self._refuse_changes(stage, entry, settings, inputs, grown=grown)
         owed = entry is None or entry["state"] != "done" or grown or not settings.keys() <= entry["settings"].keys()
@@ -235,7 +234,7 @@ class Run:
         for judge in judges:
             if isinstance(judge, LlmJudge) and os.path.isfile(self.resolve(judge.criteria)):  # noqa: PTH113
                 paths[f"judges.{judge.name}.criteria"] = self.resolve(judge.criteria)
-        digests = {name: _digest(path) for name, path in paths.items() if path.is_file()}
+        digests = {name: digest(path) for name, path in paths.items() if path.is_file()}
         for name in FLOW[stage].reads:
             if name.startswith("after:"):
                 digests[name] = str(self.manifest["stages"].get(name[6:], {}).get("finished"))
@@ -305,122 +304,12 @@ class Run:
         return self.judgments(GIVEN)
 
 
-# --- files ---------------------------------------------------------------------------------------------------------
-
-
-def read_jsonl(path: Path, record: type[R]) -> Iterator[R]:
-    """Yield the records of a file that may end in a torn line; an absent file holds none."""
-    if not path.exists():
-        return
-    with path.open("rb") as lines:  # only a newline byte ends a line: U+2028 and its like are text
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield record.model_validate_json(line)
-            except ValidationError as error:
-                problem = error.errors(include_url=False, include_input=False)[0]
-                raise InputError(
-                    f"{path}, line {number}: not a {record.__name__}: {'.'.join(map(str, problem['loc']))} {problem['msg']}; "
-                    "mend or delete the line"
-                ) from None
-
-
-@contextmanager
-def appending(path: Path) -> Iterator[Callable[[BaseModel], None]]:
-    """Yield a function that appends one record as one line, in the file as soon as it returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as stream:
-        _cut_torn_line(stream)
-
-        def append(record: BaseModel) -> None:
-            stream.write(_line(record))
-            stream.flush()
-
-        yield append
-
-
-def write_jsonl(path: Path, records: Iterable[BaseModel]) -> None:
-    """Write a whole file of records, or nothing."""
-    _atomically(path, (_line(record) for record in records))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole, or not at all."""
-    _atomically(path, [json.dumps(value, indent=2, ensure_ascii=False, default=str).encode() + b"\n"])
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole, or not at all."""
-    _atomically(path, [text.encode()])
-
-
-def _atomically(path: Path, pieces: Iterable[bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as stream:
-        stream.writelines(pieces)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-
-
-def _line(record: BaseModel) -> bytes:
-    text = record.model_dump_json()
-    for mark in "\u2028\u2029\u0085":  # readers that split lines as str.splitlines does would cut here
-        text = text.replace(mark, f"\\u{ord(mark):04x}")
-    return text.encode() + b"\n"
-
-
-def _cut_torn_line(stream: Any) -> None:
-    stream.seek(0, os.SEEK_END)
-    end = stream.tell()
-    at = end
-    while at > 0:
-        step = min(1 << 16, at)
-        stream.seek(at - step)
-        block = stream.read(step)
-        newline = block.rfind(b"\n")
-        if newline >= 0:
-            at = at - step + newline + 1
-            break
-        at -= step
-    if at != end:
-        stream.truncate(at)
-    stream.seek(0, os.SEEK_END)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-
-
 def _verdict_kind(path: Path) -> type[Comparison] | type[Rating]:
     if not path.exists():
         return Comparison
     with path.open("rb") as lines:
         first = lines.readline()
     return Rating if b'"completion_id"' in first.split(b'"judge"', 1)[0] else Comparison
-
-
-def _digest(path: Path, size: int | None = None) -> str:
-    """Return `size:sha256` of a file, or of its first `size` bytes."""
-    digest = hashlib.sha256()
-    left = path.stat().st_size if size is None else size
-    whole = left
-    with path.open("rb") as stream:
-        while block := stream.read(min(1 << 20, left)):
-            digest.update(block)
-            left -= len(block)
-    return f"{whole - left}:{digest.hexdigest()}"
-
-
-def _grew(path: Path, earlier: str) -> bool:
-    """Tell whether lines were appended to a file since its digest was taken, and nothing else."""
-    size = int(earlier.partition(":")[0])
-    return path.exists() and path.stat().st_size > size and _digest(path, size) == earlier
 
 
 def _without_operational(value: Any) -> Any:

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from tiebreak.files import appending, read_jsonl, write_json, write_text
 from tiebreak.metrics.agreement import Verdicts
 from tiebreak.metrics.winrate import Estimate, mean, rate
 from tiebreak.progress import progress
 from tiebreak.recipe import Endpoint, Evaluate, LlmJudge, Model
 from tiebreak.records import Completion, Prompt
-from tiebreak.run import Counts, Run, appending, read_jsonl, write_json, write_text
+from tiebreak.run import Counts, Run
 from tiebreak.samplers.local import Local
 from tiebreak.stages.judge import ask
 from tiebreak.stages.train import HeldOut

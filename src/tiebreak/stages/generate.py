@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tiebreak.files import appending
 from tiebreak.progress import progress, say
 from tiebreak.records import Completion, InputError
-from tiebreak.run import Counts, Run, appending
+from tiebreak.run import Counts, Run
 from tiebreak.samplers.build import build_sampler
 
 

@@ -7,13 +7,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal, cast
 
+from tiebreak.files import appending
 from tiebreak.judges import Answer, Comparer, Match, Rater
 from tiebreak.judges.build import build_judge
 from tiebreak.metrics.agreement import Verdicts
 from tiebreak.progress import progress
 from tiebreak.recipe import Judge, LlmJudge
 from tiebreak.records import Comparison, Completion, Prompt, Rating, content_hash
-from tiebreak.run import Counts, Run, appending
+from tiebreak.run import Counts, Run
 
 Orders = Literal["both", "random", "first"]
 Two = tuple[Prompt, Completion, Completion]

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations, islice
 from typing import NamedTuple
 
+from tiebreak.files import write_jsonl
 from tiebreak.metrics.agreement import Outcome, Verdicts
 from tiebreak.recipe import GIVEN
 from tiebreak.records import Comparison, Completion, InputError, Message, PreferencePair, Prompt
-from tiebreak.run import Counts, Run, write_jsonl
+from tiebreak.run import Counts, Run
 
 REASONS = ("identical", "repeated", "empty", "unreadable", "inconsistent", "tie", "too close")
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+from tiebreak.files import appending, read_jsonl, write_jsonl
 from tiebreak.progress import progress
 from tiebreak.recipe import GIVEN, Filters, Prompts, Write
 from tiebreak.records import Comparison, Completion, InputError, Message, Prompt, content_hash, prompt_id
-from tiebreak.run import Counts, Run, appending, read_jsonl, write_jsonl
+from tiebreak.run import Counts, Run
 from tiebreak.samplers.build import build_sampler
 from tiebreak.stages.sources import Chat, Row, columns_of, content_of, need_column, read_rows, scalars_of, text_of
 

@@ -18,10 +18,11 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tiebreak.files import write_text
 from tiebreak.recipe import Endpoint
 from tiebreak.recipe_yaml import SHIPPED
 from tiebreak.records import InputError
-from tiebreak.run import STAGES, Counts, Run, write_text
+from tiebreak.run import STAGES, Counts, Run
 from tiebreak.stages.charts import BASE, CHOSEN, REJECTED, TUNED, Bar, Curve, Estimate, bars, curves, outcome
 
 EXAMPLES = 4

@@ -18,9 +18,10 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from tiebreak import models
+from tiebreak.files import appending, read_jsonl, write_jsonl
 from tiebreak.progress import progress, say
 from tiebreak.records import InputError
-from tiebreak.run import Counts, Run, appending, read_jsonl, write_jsonl
+from tiebreak.run import Counts, Run
 from tiebreak.training.trainer import PreferenceConfig, PreferenceTrainer
 
 if TYPE_CHECKING:
