@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tiebreak.files import appending, read_jsonl, write_json, write_jsonl
+from tiebreak.recipe_yaml import SHIPPED
 from tiebreak.records import Comparison, Completion, InputError, Message, Prompt, Rating
 from tiebreak.run import FLOW, STAGES, Counts, Run
 
@@ -473,3 +474,16 @@ def test_a_lock_does_not_hide_what_goes_wrong_inside(folder: Path) -> None:
 def test_json_is_kept_readable(tmp_path: Path) -> None:
     write_json(tmp_path / "a" / "x.json", {"idea": "é", "path": Path("x")})
     assert (tmp_path / "a" / "x.json").read_text(encoding="utf-8") == '{\n  "idea": "é",\n  "path": "x"\n}\n'
+
+
+def test_a_file_is_looked_for_beside_the_recipe_then_here_then_among_the_shipped(folder: Path, monkeypatch) -> None:
+    here = folder / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    run = start(folder)
+    assert run.resolve("titles.txt").parent == SHIPPED
+    (here / "titles.txt").write_text("mine", encoding="utf-8")
+    assert run.resolve("titles.txt").resolve() == here / "titles.txt"
+    (folder / "titles.txt").write_text("the recipe's", encoding="utf-8")
+    assert run.resolve("titles.txt") == folder / "titles.txt"
+    assert run.resolve("absent.txt") == folder / "absent.txt"

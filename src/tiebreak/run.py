@@ -131,11 +131,11 @@ class Run:
             lock.release()
 
     def resolve(self, name: str) -> Path:
-        """Return the path of a file that the recipe names: as given, or beside the recipe, or shipped."""
+        """Return the path of a file that the recipe names: beside the recipe, or in this folder, or shipped."""
         given = Path(os.path.expanduser(name))  # noqa: PTH111  Path's own raises where ~ is only a character
         folder = Path(self.manifest["recipe_folder"])
         # os.path takes a long text for no path, where Path raises.
-        return next((path for path in (folder / given, SHIPPED / given) if os.path.exists(path)), folder / given)  # noqa: PTH110
+        return next((path for path in (folder / given, given, SHIPPED / given) if os.path.exists(path)), folder / given)  # noqa: PTH110
 
     # --- stages ----------------------------------------------------------------------------------------------------
 

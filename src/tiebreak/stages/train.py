@@ -77,6 +77,7 @@ def train(run: Run) -> Counts:
             trainer.add_callback(_Follow(append, shown))
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model(str(run.tuned))
+        (run.tuned / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should have to load
     if held_out:
         rewards = trainer.held_out_rewards()
         write_jsonl(
