@@ -19,6 +19,7 @@ import yaml
 from scripted import LLM, RULES
 from servers import reply, slow, stub
 from tiebreak import __version__
+from tiebreak.files import write_json
 from tiebreak.recipe import Recipe
 from tiebreak.recipe_yaml import SHIPPED, load_recipe, parse_yaml, validate_recipe
 from tiebreak.run import STAGES, Run
@@ -367,3 +368,11 @@ except SystemExit as end:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Usage" in ended.stdout
     assert ended.stdout.endswith("0 []\n")
+
+
+def test_status_tells_a_killed_stage_from_one_at_work(recipe: Path) -> None:
+    run = Run.start(recipe, recipe.parent / "run")
+    write_json(run.manifest_json, run.manifest | {"stages": {"generate": {"state": "running"}}})
+    with run.lock():
+        assert "generate  running" in tiebreak("status", "run", cwd=recipe.parent).stdout
+    assert "generate  killed" in tiebreak("status", "run", cwd=recipe.parent).stdout

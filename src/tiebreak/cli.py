@@ -102,8 +102,11 @@ def status(run_dir: ExistingRun) -> None:
     from tiebreak.stages import describe
 
     current = Run(run_dir)
+    held = current.held()
     for stage in STAGES:
         state, counts = current.state(stage), current.counts(stage)
+        if state == "running" and not held:
+            state = "killed"
         print(f"{stage:9} {state:8} {describe(stage, counts) if counts else ''}".rstrip())
 
 

@@ -130,6 +130,14 @@ class Run:
         finally:
             lock.release()
 
+    def held(self) -> bool:
+        """Tell whether a process is working on the run."""
+        try:
+            with self.lock():
+                return False
+        except InputError:
+            return True
+
     def resolve(self, name: str) -> Path:
         """Return the path of a file that the recipe names: beside the recipe, or in this folder, or shipped."""
         given = Path(os.path.expanduser(name))  # noqa: PTH111  Path's own raises where ~ is only a character
