@@ -80,7 +80,6 @@ class Run:
         self.summary_json = path / "eval" / "summary.json"
         self.results_csv = path / "eval" / "results.csv"
         self.report_html = path / "report.html"
-        self.logs = path / "logs"
         if not self.recipe_json.is_file():
             raise InputError(f"{path}: not a run directory (no recipe.json)")
         self.recipe: Recipe = validate_recipe(read_json(self.recipe_json), str(self.recipe_json))
