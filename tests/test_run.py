@@ -395,7 +395,7 @@ def test_criteria_may_be_a_long_text(folder: Path) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_redo_deletes_a_stage_and_those_after_it(stage: str, folder: Path) -> None:
     run = perform(start(folder))
-    (run.logs).mkdir()
+    (run.path / "mine").mkdir()
     run.redo(stage)
     at = STAGES.index(stage)
     run = Run(run.path)
@@ -406,7 +406,7 @@ def test_redo_deletes_a_stage_and_those_after_it(stage: str, folder: Path) -> No
         assert run.state(later) == "owed"
         assert not any((run.path / name).exists() for name in FLOW[later].writes)
     assert run.recipe_json.is_file()
-    assert run.logs.is_dir()
+    assert (run.path / "mine").is_dir()
     perform(start(folder))
 
 
