@@ -561,8 +561,8 @@ def test_curves_skip_what_cannot_be_drawn_and_a_torn_last_line(run: Run) -> None
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("metrics_jsonl", '{"step": 1}\nnonsense\n', "line 2: not a line of metrics"),
-        ("metrics_jsonl", '{"loss": 1}\n', "line 1: not a line of metrics"),
+        ("metrics_jsonl", '{"step": 1}\nnonsense\n', "line 2: not a Logged"),
+        ("metrics_jsonl", '{"loss": 1}\n', "line 1: not a Logged: step"),
         ("results_csv", "prompt,base\na,b\n", "cannot be read"),
         ("summary_json", "{", "cannot be read"),
     ],

@@ -1,4 +1,4 @@
-"""The five records that stages exchange as JSON lines, and the one error that is the user's to mend."""
+"""The records that stages exchange as JSON lines, and the one error that is the user's to mend."""
 
 from __future__ import annotations
 
@@ -139,3 +139,11 @@ class PreferencePair(Record):
     """Probability that the label is the wrong way round, from the judge's disagreement with itself, in [0, 0.5]."""
     provenance: dict[str, Any]
     """`prompt_id`, the two completion ids, the judge, the strategy."""
+
+
+class Logged(BaseModel):
+    """One line of metrics.jsonl: a step and what was measured there."""
+
+    model_config = ConfigDict(extra="allow")
+    step: int
+    loss: float | None = None

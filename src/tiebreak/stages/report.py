@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import random
 import shlex
 from collections import defaultdict
@@ -18,10 +17,10 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tiebreak.files import write_text
+from tiebreak.files import read_json, read_jsonl, write_text
 from tiebreak.recipe import Endpoint
 from tiebreak.recipe_yaml import SHIPPED
-from tiebreak.records import InputError
+from tiebreak.records import InputError, Logged
 from tiebreak.run import STAGES, Counts, Run
 from tiebreak.stages.charts import BASE, CHOSEN, REJECTED, TUNED, Bar, Curve, Estimate, bars, curves, outcome
 
@@ -90,7 +89,7 @@ class Example(NamedTuple):
 
 def report(run: Run) -> Counts:
     """Write `report.html` from what the other stages left, whatever of it there is; raise InputError on a broken file."""
-    summary = _read_json(run.summary_json) if run.summary_json.exists() else None
+    summary = read_json(run.summary_json) if run.summary_json.exists() else None
     word, sentence = _headline(run, summary)
     before_after, table = _before_after(summary) if summary else ([], [])
     training = _training(run)
@@ -280,10 +279,10 @@ def _of_both(both: dict[str, Any] | None) -> tuple[Estimate | None, Estimate | N
 
 def _training(run: Run) -> list[Chart]:
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for line in _metrics(run.metrics_jsonl):
-        for key, value in line.items():
+    for line in read_jsonl(run.metrics_jsonl, Logged):
+        for key, value in line.model_dump().items():
             if isinstance(value, int | float) and isfinite(value):
-                series[key].append((line["step"], value))
+                series[key].append((line.step, value))
     pairs = run.counts("pair")
     n = f"{_n(pairs['train']['usable'])} training and {pairs['held_out']['usable']:,} held-out pairs." if pairs else ""
     charts = []
@@ -316,21 +315,6 @@ def _training(run: Run) -> list[Chart]:
         if lines:
             charts.append(Chart(title, curves(chart, title, lines, half=half), f"{caption} {n}"))
     return charts
-
-
-def _metrics(path: Path) -> Iterable[dict[str, Any]]:
-    if not path.exists():
-        return
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):  # torn by a crash
-                return
-            try:
-                values = json.loads(line)
-                values["step"] + 0
-            except (ValueError, KeyError, TypeError):
-                raise InputError(f"{path}, line {number}: not a line of metrics; mend or delete the line") from None
-            yield values
 
 
 # --- examples ------------------------------------------------------------------------------------------------------
@@ -395,10 +379,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}; repeat it with --redo evaluate") from None

@@ -13,14 +13,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from tiebreak import models
 from tiebreak.files import appending, read_jsonl, write_jsonl
 from tiebreak.progress import progress, say
-from tiebreak.records import InputError
+from tiebreak.records import InputError, Logged
 from tiebreak.run import Counts, Run
 from tiebreak.training.trainer import PreferenceConfig, PreferenceTrainer
 
@@ -29,14 +29,6 @@ if TYPE_CHECKING:
 
 COMPLETE = "complete"
 """A file that a checkpoint folder holds once everything in it is written."""
-
-
-class Logged(BaseModel):
-    """One line of metrics.jsonl: a step and what was measured there."""
-
-    model_config = ConfigDict(extra="allow")
-    step: int
-    loss: float | None = None
 
 
 class HeldOut(BaseModel):
