@@ -463,6 +463,12 @@ class Recipe(Section):
         return self
 
     @property
+    def endpoints(self) -> list[Endpoint]:
+        """Every server that the recipe asks."""
+        writer = [self.prompts.write.sampler] if self.prompts.write else []
+        return [part for part in (*writer, *self.generate, *self.judges) if isinstance(part, Endpoint)]
+
+    @property
     def labelling_judge(self) -> str:
         """Name of the judge whose verdicts make the pairs."""
         return self.pair.judge or (GIVEN if self.prompts.pairs else self.judges[0].name)

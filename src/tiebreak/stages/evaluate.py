@@ -15,7 +15,7 @@ from tiebreak.files import appending, read_jsonl, write_json, write_text
 from tiebreak.metrics.agreement import Verdicts
 from tiebreak.metrics.winrate import Estimate, mean, rate
 from tiebreak.progress import progress
-from tiebreak.recipe import Endpoint, Evaluate, LlmJudge, Model
+from tiebreak.recipe import Evaluate, LlmJudge, Model
 from tiebreak.records import Completion, Prompt
 from tiebreak.run import Counts, Run
 from tiebreak.samplers.local import Local
@@ -62,7 +62,8 @@ def evaluate(run: Run) -> Counts:
     ask(run, section, path, twos)
     verdicts = Verdicts(run.verdicts(path))
     meetings = [_meet(verdicts, *two) for two in twos]
-    judged = {"completions_per_prompt": settings.n, "judge": section.name, "held_out_pairs": held_out, "cost": _cost(run)}
+    cost = None if run.recipe.endpoints else 0.0  # what a server charges is not known
+    judged = {"completions_per_prompt": settings.n, "judge": section.name, "held_out_pairs": held_out, "cost": cost}
     return _write(run, _summary(meetings, verdicts) | judged, meetings, verdicts)
 
 
@@ -129,12 +130,6 @@ def _summary(meetings: list[Meeting], verdicts: Verdicts) -> dict[str, Any]:
         "checks": [{"name": check, **both("rate", partial(passes, check))} for check in checks],
         "lengths": both("mean", lambda completion: float(len(completion.text))),
     }
-
-
-def _cost(run: Run) -> float | None:
-    """Return what the run paid in US dollars: nothing where nobody was asked for money, None where it is not known."""
-    parts = [*run.recipe.generate, *run.recipe.judges, *([run.recipe.prompts.write.sampler] if run.recipe.prompts.write else [])]
-    return None if any(isinstance(part, Endpoint) for part in parts) else 0.0
 
 
 def _score(verdicts: Verdicts | None, completion: Completion) -> float | None:

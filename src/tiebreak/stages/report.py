@@ -166,8 +166,7 @@ def _numbers(run: Run, summary: dict[str, Any] | None) -> list[tuple[str, str, s
 def _cost(run: Run, summary: dict[str, Any] | None) -> tuple[str, str]:
     if summary and (cost := summary.get("cost")):
         return f"${cost:,.2f}", "paid to the providers"
-    parts = [*run.recipe.judges, *run.recipe.generate, *([run.recipe.prompts.write.sampler] if run.recipe.prompts.write else [])]
-    if any(isinstance(part, Endpoint) and not _own_server(part) for part in parts):
+    if not all(map(_own_server, run.recipe.endpoints)):
         return "unknown", "the provider reported no price"
     return "free", "nothing was paid"
 
