@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from conftest import TEMPLATE, make_tokenizer
 from tiebreak.records import InputError, Message
-from tiebreak.training.rows import tokenize
+from tiebreak.training.rows import tokenize, tokenize_unpaired
 
 USER = [{"role": "user", "content": "Hi"}]
 
@@ -27,7 +27,7 @@ def adds(tokenizer: PreTrainedTokenizerBase, pattern: str) -> PreTrainedTokenize
 def read(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
     """Tokenize one row and return its three parts as text, special tokens included."""
     (pair,), _ = tokenize([row], tokenizer, None)
-    prompt, chosen, rejected = (tokenizer.decode(pair[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    prompt, chosen, rejected = (tokenizer.decode(ids) for ids in (pair.prompt, *pair.completions))
     return prompt, chosen, rejected
 
 
@@ -106,14 +106,14 @@ def test_a_tokenizer_without_bos() -> None:
         tokenizer,
         None,
     )
-    assert all(isinstance(token, int) for pair in pairs for name in ("prompt_ids", "chosen_ids") for token in pair[name])
-    assert pairs[2]["prompt_ids"] == [tokenizer.eos_token_id], "something to predict the first token from"
+    assert all(isinstance(token, int) for pair in pairs for ids in (pair.prompt, *pair.completions) for token in ids)
+    assert pairs[2].prompt == (tokenizer.eos_token_id,), "something to predict the first token from"
 
 
 def test_an_empty_text_prompt_is_the_bos() -> None:
     tokenizer = make_tokenizer()
     (pair,), _ = tokenize([{"prompt": "", "chosen": "Yes", "rejected": "No"}], tokenizer, None)
-    assert pair["prompt_ids"] == [tokenizer.bos_token_id]
+    assert pair.prompt == (tokenizer.bos_token_id,)
 
 
 def test_a_tokenizer_without_an_end() -> None:
@@ -121,7 +121,7 @@ def test_a_tokenizer_without_an_end() -> None:
     tokenizer.eos_token = None
     rows = [{"prompt": "Hi", "chosen": "Yes", "rejected": "No"}, {"prompt": "Hi", "chosen": "", "rejected": "No"}]
     pairs, counts = tokenize(rows, tokenizer, None)
-    assert [tokenizer.decode(pair["chosen_ids"]) for pair in pairs] == ["Yes"]
+    assert [tokenizer.decode(pair.completions[0]) for pair in pairs] == ["Yes"]
     assert counts == {"empty": 1}, "a completion of no tokens has no log-prob"
 
 
@@ -133,12 +133,12 @@ def test_the_prompt_is_cut_from_the_left() -> None:
     tokenizer = make_tokenizer()
     row = {"prompt": "0123456789", "chosen": "Yes", "rejected": "No way"}
     pairs, counts = tokenize([row], tokenizer, 10)
-    prompt, chosen, rejected = (tokenizer.decode(pairs[0][name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    prompt, chosen, rejected = (tokenizer.decode(ids) for ids in (pairs[0].prompt, *pairs[0].completions))
     assert (prompt, chosen, rejected) == ("789", "Yes<|end|>", "No way<|end|>"), "the longer answer decides for both"
     assert counts == {"prompt cut": 1}
     for length in (8, 17):  # one token of the prompt is left; nothing needs to go
         (pair,), counts = tokenize([row], tokenizer, length)
-        assert (len(pair["prompt_ids"]), counts["prompt cut"]) == ((1, 1) if length == 8 else (10, 0))
+        assert (len(pair.prompt), counts["prompt cut"]) == ((1, 1) if length == 8 else (10, 0))
 
 
 def test_too_long_is_dropped_and_counted() -> None:
@@ -189,3 +189,32 @@ def test_a_template_that_refuses_the_prompt() -> None:
     tokenizer = make_tokenizer("{{ raise_exception('System role not supported') }}")
     with pytest.raises(InputError, match="dataset row 0: the chat template refuses its prompt: System role not supported"):
         tokenize([{"prompt": USER, "chosen": answer("x"), "rejected": answer("y")}], tokenizer, None)
+
+
+# --- completions without partners ------------------------------------------------------------------------------------
+
+
+def test_a_labelled_completion() -> None:
+    row = {"prompt": USER, "completion": answer("Yes"), "label": False}
+    (one,), counts = tokenize_unpaired([row], make_tokenizer(), None)
+    assert make_tokenizer().decode(one.completions[0]) == "Yes<|end|>"
+    assert (one.desirable, len(one.completions), dict(counts)) == (False, 1, {})
+
+
+def test_a_pair_is_one_of_each() -> None:
+    pair = {"prompt": USER, "chosen": answer("Yes"), "rejected": answer("No")}
+    both, _ = tokenize_unpaired([pair], make_tokenizer(), None)
+    assert [(make_tokenizer().decode(one.completions[0]), one.desirable) for one in both] == [
+        ("Yes<|end|>", True),
+        ("No<|end|>", False),
+    ]
+
+
+def test_an_encoders_prompt_keeps_its_end_and_its_own_length() -> None:
+    tokenizer = adds(make_tokenizer(template=None), "$A <|end|>")
+    row = {"prompt": "abcdef", "chosen": "xyz", "rejected": "z"}
+    (one,), counts = tokenize([row], tokenizer, 4, encoder_decoder=True)
+    assert (tokenizer.decode(one.prompt), dict(counts)) == ("def<|end|>", {"prompt cut": 1})
+    assert tokenizer.decode(one.completions[0]) == "xyz<|end|>"
+    _, counts = tokenize([row], tokenizer, 3, encoder_decoder=True)
+    assert dict(counts) == {"too long": 1}

@@ -22,7 +22,10 @@ from conftest import TEMPLATE, make_causal
 from tiebreak import PreferenceConfig, PreferenceTrainer, models
 from tiebreak.recipe import Model
 from tiebreak.records import InputError
-from tiebreak.training.trainer import _ByPrompt, _Pairs
+from tiebreak.training import base
+from tiebreak.training.base import ByPrompt, Examples
+from tiebreak.training.reference import Cache
+from tiebreak.training.trees import Example
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
 
@@ -165,19 +168,91 @@ def test_tokens_are_trls(shape: str, tiny: Path, tmp_path: Path) -> None:
     theirs = trl(tiny, tmp_path, SHAPES[shape], max_steps=1)
     ours = make(tiny, tmp_path, SHAPES[shape])
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
-    assert [[pair[name] for name in names] for pair in ours.train_dataset.pairs] == [
-        [row[name] for name in names] for row in theirs.train_dataset
+    assert [(one.prompt, *one.completions) for one in ours.train_dataset.examples] == [
+        tuple(tuple(row[name]) for name in names) for row in theirs.train_dataset
     ]
 
 
-@pytest.mark.parametrize("beta", [0.1, 0.7])
-def test_twenty_steps_are_trls(beta: float, tiny: Path, tmp_path: Path) -> None:
-    same = {"max_steps": 20, "train_sampling_strategy": "sequential", "beta": beta, "label_smoothing": 0.0}
-    ours, theirs = trained(tiny, tmp_path, ROWS, **same), trl(tiny, tmp_path, ROWS, **same)
+LOSSES: dict[str, Row] = {
+    "sigmoid": {"beta": 0.1},
+    "sigmoid with a beta of 0.7": {"beta": 0.7},
+    "ipo": {"loss_type": ["ipo"]},
+    "hinge": {"loss_type": ["hinge"]},
+    "robust": {"loss_type": ["robust"], "label_smoothing": 0.1},
+    "apo_zero": {"loss_type": ["apo_zero"]},
+    "sigmoid and sft": {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]},
+    "bco_pair": {"loss_type": ["bco_pair"]},
+    "aot": {"loss_type": ["aot"]},
+    "forward KL": {"f_divergence_type": "forward_kl"},
+    "LD-DPO": {"ld_alpha": 0.3},
+    "WPO": {"use_weighting": True},
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_twenty_steps_are_trls(loss: str, tiny: Path, tmp_path: Path) -> None:
+    same = {"max_steps": 20, "train_sampling_strategy": "sequential", **LOSSES[loss]}
+    ours, theirs = trained(tiny, tmp_path, ROWS, **same), trl(tiny, tmp_path, ROWS, **{"label_smoothing": 0.0, **same})
     assert logged(ours).shape == (20, len(LOGGED))
-    torch.testing.assert_close(logged(ours), logged(theirs), atol=1e-4, rtol=1e-4)
-    assert logged(ours)[-1, 0] < 0.9 * math.log(2), "the steps moved the policy, or equal would say little"
-    assert logged(ours)[0].tolist()[2:6] == pytest.approx([0, 0, 0, 0], abs=1e-6)
+    # TRL logs LD-DPO's shortened sums for log-probs.
+    names = PLAIN if loss == "LD-DPO" else LOGGED
+    torch.testing.assert_close(logged(ours, names), logged(theirs, names), atol=1e-4, rtol=1e-4)
+    assert logged(ours)[-1, 6] != pytest.approx(float(logged(ours)[0, 6]), rel=0.01), "or equal would say little"
+
+
+@pytest.mark.parametrize("loss", ["simpo", "orpo", "cpo"])
+def test_without_a_reference(loss: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PreferenceTrainer, "_token_logps", lambda *_: pytest.fail("a reference was asked"))
+    trainer = trained(tiny, tmp_path, loss_type=[loss], num_train_epochs=3)
+    assert logged(trainer, ("loss",))[-1] < logged(trainer, ("loss",))[0]
+
+
+def unpaired(row: Row) -> list[Row]:
+    return [{"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"} for side in ("chosen", "rejected")]
+
+
+def test_completions_without_partners(tiny: Path, tmp_path: Path) -> None:
+    same: Row = {"loss_type": ["kto"], "num_train_epochs": 4, "learning_rate": 3e-3}
+    rows = [one for row in ROWS for one in unpaired(row)]
+    trainer = trained(tiny, tmp_path, rows, **same)
+    line = [line for line in trainer.state.log_history if "kl" in line]
+    assert line[0]["loss"] == pytest.approx(0.5, abs=1e-5), "at the reference every completion has value 1/2"
+    assert line[-1]["loss"] < 0.45
+    torch.testing.assert_close(logged(trained(tiny, tmp_path, ROWS, **same), PLAIN), logged(trainer, PLAIN))
+
+
+def test_kto_by_hand(tiny: Path, tmp_path: Path) -> None:
+    """After a step, the second step's loss from plain sequences; the KL from completions under the next prompt."""
+    rows = [one for row in ROWS[:4] for one in unpaired(row)]
+    trainer = make(tiny, tmp_path, rows, loss_type=["kto"], per_device_train_batch_size=8, beta=0.5, max_steps=1,
+                   train_sampling_strategy="sequential", undesirable_weight=0.5)  # fmt: skip
+    trainer.train()
+    tokenizer, reference = tokenizer_of(tiny), load(tiny)
+
+    def ratio(prompt: Row, completion: Row) -> float:
+        made = {"prompt": prompt["prompt"], "it": completion["completion"]}
+        return summed(trainer.model, tokenizer, made, "it") - summed(reference, tokenizer, made, "it")
+
+    kl = max(0, sum(ratio(one, other) for one, other in zip(rows, [*rows[1:], rows[0]], strict=True)) / 8)
+    each = [
+        1 - 1 / (1 + math.exp(-0.5 * (ratio(row, row) - kl)))
+        if row["label"]
+        else 0.5 * (1 - 1 / (1 + math.exp(0.5 * (ratio(row, row) - kl))))
+        for row in rows
+    ]
+    batch = trainer._collate(list(trainer.train_dataset))
+    assert trainer.compute_loss(trainer.model.train(), batch).item() == pytest.approx(sum(each) / 8, abs=1e-5)
+
+
+def test_every_pair_has_its_own_smoothing(tiny: Path, tmp_path: Path) -> None:
+    rows = [row | {"flip_probability": 0.4 * (at % 2)} for at, row in enumerate(TREES)]
+    (own,), (none,), (least,) = (
+        logged(trained(tiny, tmp_path, rows, max_steps=2, per_device_train_batch_size=7, **how), ("loss",))[1]
+        for how in ({"use_flip_probability": True}, {}, {"use_flip_probability": True, "label_smoothing": 0.2})
+    )
+    assert none < own < least
+    with pytest.raises(ValueError, match=r"flip_probability 0\.7 is not in"):
+        make(tiny, tmp_path, [rows[0] | {"flip_probability": 0.7}], use_flip_probability=True)
 
 
 def test_label_smoothing_is_honoured(tiny: Path, tmp_path: Path) -> None:
@@ -224,16 +299,35 @@ def test_gradient_checkpointing_changes_nothing(lora: bool, reentrant: bool, tin
     torch.testing.assert_close(logged(checkpointed), logged(plain), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("row_tokens", [1, 60, 150])
+def test_a_batch_in_many_rows_is_the_same_batch(
+    row_tokens: int, accumulation: int, tiny: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    same: Row = {"per_device_train_batch_size": 7, "loss_type": ["sigmoid", "sft"], "gradient_accumulation_steps": accumulation}
+    whole = trained(tiny, tmp_path, eval_dataset=TREES[:4], eval_strategy="epoch", **same)
+    monkeypatch.setitem(base.ROW_TOKENS, "cpu", row_tokens)
+    parts = make(tiny, tmp_path, eval_dataset=TREES[:4], eval_strategy="epoch", **same)
+    assert len(parts._collate(list(parts.train_dataset))["parts"]) > 1
+    parts.train()
+    torch.testing.assert_close(logged(parts), logged(whole), atol=1e-5, rtol=1e-5)
+    names = [
+        name
+        for name in whole.state.log_history[-2]
+        if name.startswith("eval_") and "per_second" not in name and "runtime" not in name
+    ]
+    assert len(names) >= 7
+    assert [parts.state.log_history[-2][name] for name in names] == pytest.approx(
+        [whole.state.log_history[-2][name] for name in names], abs=1e-4
+    )
+
+
 def test_padded_rows_train_as_trees_do(tiny: Path, tmp_path: Path) -> None:
-    tree, padded = trained(tiny, tmp_path), trained(tiny, tmp_path, model=load(tiny, attn_implementation="eager"))
-    assert (tree.tree, padded.tree) == (True, False)
+    tree, padded = trained(tiny, tmp_path), make(tiny, tmp_path)
+    assert tree.engine.mode == padded.engine.mode == "tree"
+    padded.engine.mode = "padded"
+    padded.train()
     torch.testing.assert_close(logged(padded), logged(tree), atol=1e-5, rtol=1e-5)
-
-
-def test_a_reference_that_takes_no_tree_is_given_none(tiny: Path, tmp_path: Path) -> None:
-    trainer = trained(tiny, tmp_path, ref_model=load(tiny, attn_implementation="eager"))
-    assert not trainer.tree
-    torch.testing.assert_close(logged(trainer, PLAIN), logged(trained(tiny, tmp_path), PLAIN), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["whole model", "adapter"])
@@ -245,14 +339,107 @@ def test_resumed_is_uninterrupted(lora: bool, at: int, tiny: Path, tmp_path: Pat
     again = make(tiny, tmp_path, **same, peft_config=adapter() if lora else None)
     again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
     assert len(logged(whole)) == len(logged(again)) == 8
-    torch.testing.assert_close(logged(again)[at:], logged(whole)[at:], atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(weights(again), weights(whole), atol=1e-6, rtol=1e-6)
+    assert torch.equal(logged(again)[at:], logged(whole)[at:]), "bit for bit"
+    assert torch.equal(weights(again), weights(whole))
 
 
 def test_seeded(tiny: Path, tmp_path: Path) -> None:
     one, same, other = (trained(tiny, tmp_path, seed=seed, peft_config=adapter()) for seed in (1, 1, 2))
     assert torch.equal(weights(one), weights(same))
     assert not torch.equal(weights(one), weights(other))
+
+
+# --- the reference -------------------------------------------------------------------------------------------------
+
+
+def asked(trainer: PreferenceTrainer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that will hold how many completions each pass of the reference is asked for."""
+    found: list[int] = []
+    compute = PreferenceTrainer._token_logps
+
+    def counting(self: PreferenceTrainer, wanted: Any, model: Any, label: str) -> Any:
+        if label == "reference":
+            found.append(len(wanted))
+        return compute(self, wanted, model, label)
+
+    monkeypatch.setattr(PreferenceTrainer, "_token_logps", counting)
+    return found
+
+
+def test_a_known_reference_is_not_asked_again(tiny: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make(tiny, tmp_path, TREES[:6])
+    found = asked(first, monkeypatch)
+    first.train()
+    assert found == [6], "two prompts of three completions"
+    changed: Row = {"beta": 0.5, "loss_type": ["ipo"], "learning_rate": 1e-4, "num_train_epochs": 2, "seed": 9}
+    again = trained(tiny, tmp_path, TREES[:6], **changed)
+    trained(tiny, tmp_path, TREES[:6], peft_config=adapter())
+    assert found == [6], "other settings, and an adapter on the same model"
+    assert again._references.keys() == first._references.keys()
+    assert all(torch.equal(again._references[key], value) for key, value in first._references.items())
+    trained(tiny, tmp_path, TREES[:9])
+    assert found == [6, 3], "new rows cost themselves"
+    trained(other, tmp_path, TREES[:6])
+    trained(tiny, tmp_path, TREES[:6], bf16=True)
+    assert found == [6, 3, 6, 6], "another model, another precision"
+
+
+def test_a_wrong_cache_would_be_noticed(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(tiny, tmp_path)
+    read = Cache.read
+    monkeypatch.setattr(Cache, "read", lambda *of: {key: value + 0.1 for key, value in read(*of).items()})
+    with pytest.raises(InputError, match="policy and reference differ by 0\\.1 per token"):
+        trained(tiny, tmp_path)
+
+
+def test_a_reference_pass_that_is_killed_goes_on(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(base.ROW_TOKENS, "cpu", 60)
+    trainer = make(tiny, tmp_path)
+    write, rows = Cache.write, []
+
+    def once(cache: Cache, logps: Any) -> None:
+        if rows:
+            raise KeyboardInterrupt
+        rows.append(len(logps))
+        write(cache, logps)
+
+    monkeypatch.setattr(Cache, "write", once)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    monkeypatch.setattr(Cache, "write", write)
+    again = make(tiny, tmp_path)
+    found = asked(again, monkeypatch)
+    again.train()
+    assert found == [15 - rows[0]]
+
+
+def test_a_reference_that_follows(tiny: Path, tmp_path: Path) -> None:
+    """After two steps of four it has gone all the way to the policy, so that margins begin at 0 again."""
+    same: Row = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 1.0}
+    trainer = trained(tiny, tmp_path, **same)
+    margins = logged(trainer)[:, 5].tolist()
+    assert margins[0] == pytest.approx(0, abs=1e-5)
+    assert abs(margins[1]) > 1e-3
+    assert margins[2] == pytest.approx(0, abs=1e-5)
+    assert torch.equal(weights(trainer), torch.cat([weight.flatten() for weight in trainer.ref_model.parameters()]))
+    held_out = make(tiny, tmp_path, eval_dataset=TREES[:3], **same)
+    held_out.train()
+    assert [reward for group in held_out.held_out_rewards() for pair in group for reward in pair] == pytest.approx(
+        [0] * 6, abs=1e-5
+    )
+    with pytest.raises(InputError, match="not available with an adapter"):
+        make(tiny, tmp_path, peft_config=adapter(), **same)
+
+
+def test_a_reference_that_follows_is_resumed(tiny: Path, tmp_path: Path) -> None:
+    same: Row = {
+        "sync_ref_model": True, "ref_model_sync_steps": 3, "ref_model_mixup_alpha": 0.5, "num_train_epochs": 2,
+        "save_strategy": "steps", "save_steps": 2,
+    }  # fmt: skip
+    whole, again = trained(tiny, tmp_path, **same), make(tiny, tmp_path, **same)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert torch.equal(logged(again)[4:], logged(whole)[4:])
+    assert torch.equal(weights(again), weights(whole))
 
 
 # --- adapters ------------------------------------------------------------------------------------------------------
@@ -365,15 +552,16 @@ def test_dropout_is_off(family: str, tmp_path: Path) -> None:
     assert torch.equal(model(ids).logits, model(ids).logits)
     kept = trained(folder, tmp_path, model=load(folder).train(), disable_dropout=False)
     assert logged(kept)[0].tolist()[2:6] != pytest.approx([0, 0, 0, 0], abs=1e-5)
-    for ours, theirs in zip(kept.train_dataset.pairs, trainer.train_dataset.pairs, strict=True):
-        assert ours["ref_chosen_logps"] == pytest.approx(theirs["ref_chosen_logps"], abs=1e-4), "a reference has no dropout"
+    assert kept._references.keys() == trainer._references.keys()
+    for asked, ours in kept._references.items():
+        torch.testing.assert_close(ours, trainer._references[asked], atol=1e-4, rtol=1e-4, msg="a reference has no dropout")
 
 
 # --- order ---------------------------------------------------------------------------------------------------------
 
 
 def test_pairs_of_a_prompt_stay_together() -> None:
-    sampler = _ByPrompt([[0] * size for size in (3, 1, 2, 4)], seed=0)
+    sampler = ByPrompt([[0] * size for size in (3, 1, 2, 4)], seed=0)
     orders = []
     for epoch in range(6):
         sampler.set_epoch(epoch)
@@ -385,10 +573,10 @@ def test_pairs_of_a_prompt_stay_together() -> None:
             at = order.index(prompt[0])
             assert order[at : at + len(prompt)] == prompt
     assert len(set(orders)) > 3, "an epoch has its own order"
-    again = _ByPrompt([[0] * size for size in (3, 1, 2, 4)], seed=0)
+    again = ByPrompt([[0] * size for size in (3, 1, 2, 4)], seed=0)
     again.set_epoch(4)
     assert tuple(again) == orders[4], "and always the same"
-    other = _ByPrompt([[0] * size for size in (3, 1, 2, 4)], seed=1)
+    other = ByPrompt([[0] * size for size in (3, 1, 2, 4)], seed=1)
     assert any(tuple(other) != orders[0] for other.epoch in range(3))
 
 
@@ -397,13 +585,13 @@ def test_a_prompt_scattered_over_the_dataset_is_gathered(tiny: Path, tmp_path: P
     assert Counter(map(len, trainer.train_dataset.groups)) == {3: 4, 2: 1}
 
 
-def watched(trainer: PreferenceTrainer) -> list[float]:
-    """Return a list that will hold every pair a step is given, told apart by its reference's log-probs."""
-    seen: list[float] = []
+def watched(trainer: PreferenceTrainer) -> list[int]:
+    """Return a list that will hold the row of every pair that a step is given."""
+    seen: list[int] = []
     collate = trainer.data_collator
 
     def noting(pairs: list[Any]) -> Any:
-        seen.extend(pair["ref_chosen_logps"] + 2 * pair["ref_rejected_logps"] for pair in pairs)
+        seen.extend(pair.row for pair in pairs)
         return collate(pairs)
 
     trainer.data_collator = noting
@@ -507,7 +695,7 @@ def test_other_held_out_pairs_come_too_late(tiny: Path, tmp_path: Path) -> None:
         trained(tiny, tmp_path).evaluate(TREES)
     assert "constructor" in one_line(error)
     with pytest.raises(InputError, match="trained already"):
-        trained(tiny, tmp_path).evaluate(_Pairs([{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}]))
+        trained(tiny, tmp_path).evaluate(Examples([Example(0, (1,), ((2,), (3,)))]))
 
 
 def test_a_preference_is_learned(tiny: Path, tmp_path: Path) -> None:
@@ -532,8 +720,13 @@ def test_a_preference_is_learned(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"loss_type": ["ipo"]}, r"loss_type \['ipo'\]: only \['sigmoid'\]"),
-        ({"loss_type": ["sigmoid", "sft"]}, "loss_type"),
+        ({"loss_type": ["dpo"]}, "loss_type dpo: choose from sigmoid, hinge, ipo"),
+        ({"loss_type": ["sigmoid", "kto"]}, "loss_type kto: choose from"),
+        ({"loss_type": ["ipo"], "label_smoothing": 0.1}, "label_smoothing does nothing for loss_type ipo"),
+        ({"loss_type": ["kto"], "label_smoothing": 0.1}, "label_smoothing does nothing for loss_type kto"),
+        ({"loss_type": ["simpo"], "sync_ref_model": True}, "sync_ref_model does nothing for loss_type simpo"),
+        ({"ref_model_sync_steps": 3}, "do nothing without sync_ref_model"),
+        ({"desirable_weight": 2.0}, "are kto's"),
         ({"loss_type": []}, "loss_type"),
         ({"label_smoothing": 0.5}, r"label_smoothing 0\.5: must be in \[0, 0\.5\)"),
         ({"label_smoothing": -0.1}, "label_smoothing"),
@@ -556,10 +749,34 @@ def test_loss_type_as_a_word(tmp_path: Path) -> None:
     assert PreferenceConfig(**common(tmp_path, {"loss_type": "sigmoid"})).loss_type == ["sigmoid"]
 
 
-def test_an_encoder_decoder_model_is_refused(tiny_t5: Path, tmp_path: Path) -> None:
+def test_a_row_of_no_number_is_named(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(tiny, tmp_path, ROWS, check_reference=False)
+    monkeypatch.setattr(Cache, "read", lambda *_: {})
+    trainer._refer(trainer.train_dataset)
+    example = trainer.train_dataset.examples[7]
+    trainer._references[example.prompt, example.completions[1]] *= math.nan
     with pytest.raises(InputError) as error:
-        PreferenceTrainer(str(tiny_t5), args=PreferenceConfig(**common(tmp_path, {})), train_dataset=TREES)
-    assert "encoder-decoder" in one_line(error)
+        trainer.train()
+    assert f"the loss of dataset row {example.row} is not a number" in one_line(error)
+    assert "learning_rate" in one_line(error)
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_too_little_memory_says_what_to_lower(
+    kind: Exception, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise kind
+
+    monkeypatch.setattr(PreferenceTrainer, "compute_loss", fails)
+    with pytest.raises(InputError) as error:
+        trained(tiny, tmp_path)
+    assert "lower max_length (now 1024) or per_device_train_batch_size (now 4" in one_line(error)
+    monkeypatch.setattr(PreferenceTrainer, "compute_loss", lambda *_, **__: {}["x"])
+    with pytest.raises(KeyError):
+        trained(tiny, tmp_path)
 
 
 def test_nothing_to_train_on(tiny: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def check(model: Model) -> None:
     """Raise InputError where a model cannot be had, without loading it or importing torch."""
     name = model.name_or_path
     if name.startswith("builtin:"):
-        if not (_cache() / name.removeprefix("builtin:")).is_dir():
+        if not (cache() / "models" / name.removeprefix("builtin:")).is_dir():
             _gguf(name)
         return
     folder = Path(name).expanduser()
@@ -85,9 +85,10 @@ def _unreachable(name: str, error: Exception) -> str:
     return f"model {name}: neither a local folder nor loadable from the Hub ({reason[0][:160]}); check the name and the network"
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Return the user's folder for what can be made again."""
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "tiebreak" / "models"
+    return Path(root).expanduser() / "tiebreak"
 
 
 def _gguf(name: str) -> Path:
@@ -104,7 +105,7 @@ def _gguf(name: str) -> Path:
 
 def _convert(name: str) -> Path:
     """Convert a builtin model to a Hugging Face folder, once; a crash leaves nothing half-made."""
-    folder = _cache() / name.removeprefix("builtin:")
+    folder = cache() / "models" / name.removeprefix("builtin:")
     if folder.is_dir():
         return folder
     from filelock import FileLock

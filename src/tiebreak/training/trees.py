@@ -9,29 +9,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypedDict
 
 import torch
 
 Ids = tuple[int, ...]
 
-ROW_TOKENS = 512
-"""Trees share a row up to this many tokens; beyond it, attention over the row's dense mask costs more than it saves."""
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What is trained on, tokenized: a prompt and its completions, chosen before rejected where it is a pair."""
+
+    row: int
+    """Place in the user's dataset."""
+    prompt: Ids
+    completions: tuple[Ids, ...]
+    flip_probability: float = 0.0
+    """How likely the label is the wrong way round."""
+    desirable: bool = True
+    """The label of a completion without a partner."""
 
 
-class PairIds(TypedDict, total=False):
-    """A tokenized pair; the reference's log-probs are added once they are known."""
-
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-    ref_chosen_logps: float
-    ref_rejected_logps: float
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tree:
-    """A prompt's ids and its distinct completions' ids; neither is empty."""
+    """A prompt's ids and its distinct completions' ids; none is empty."""
 
     prompt: Ids
     completions: tuple[Ids, ...]
@@ -41,71 +41,73 @@ class Tree:
         """Tokens that the tree takes in a row."""
         return len(self.prompt) + sum(map(len, self.completions))
 
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens that it takes where every completion stands behind its own copy of the prompt."""
+        return len(self.completions) * (len(self.prompt) + max(map(len, self.completions)))
 
-def grow(pairs: Iterable[PairIds]) -> tuple[list[Tree], list[int], list[int]]:
-    """Group tokenized pairs into trees.
 
-    Returns the trees and, pair by pair, the indices of its chosen and rejected completion among all the trees'
-    completions, counted through the trees in order.
+def grow(examples: Iterable[Example]) -> tuple[list[Tree], list[list[int]]]:
+    """Group examples into trees.
 
-    >>> trees, chosen, rejected = grow([
-    ...     {"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5]},
-    ...     {"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [6]},
-    ... ])
-    >>> trees[0].completions, chosen, rejected
-    (((3,), (4, 5), (6,)), [0, 0], [1, 2])
+    Returns the trees and, example by example, the places of its completions among all the trees' completions, counted
+    through the trees in order.
+
+    >>> trees, places = grow([Example(0, (1, 2), ((3,), (4, 5))), Example(1, (1, 2), ((3,), (6,)))])
+    >>> trees[0].completions, places
+    (((3,), (4, 5), (6,)), [[0, 1], [0, 2]])
     """
+    examples = list(examples)
     branches: dict[Ids, dict[Ids, int]] = {}
-    places: list[tuple[Ids, Ids, Ids]] = []
-    for pair in pairs:
-        prompt, chosen, rejected = tuple(pair["prompt_ids"]), tuple(pair["chosen_ids"]), tuple(pair["rejected_ids"])
-        own = branches.setdefault(prompt, {})
-        for completion in (chosen, rejected):
+    for example in examples:
+        own = branches.setdefault(example.prompt, {})
+        for completion in example.completions:
             own.setdefault(completion, len(own))
-        places.append((prompt, chosen, rejected))
     starts = dict(zip(branches, accumulate((len(own) for own in branches.values()), initial=0), strict=False))
-    trees = [Tree(prompt, tuple(own)) for prompt, own in branches.items()]
     return (
-        trees,
-        [starts[prompt] + branches[prompt][chosen] for prompt, chosen, _ in places],
-        [starts[prompt] + branches[prompt][rejected] for prompt, _, rejected in places],
+        [Tree(prompt, tuple(own)) for prompt, own in branches.items()],
+        [[starts[one.prompt] + branches[one.prompt][completion] for completion in one.completions] for one in examples],
     )
 
 
-def pack(trees: Sequence[Tree], row_tokens: int = ROW_TOKENS) -> list[dict[str, torch.Tensor]]:
-    """Lay trees one after another into rows without padding, first fit, in order.
+def pack(sizes: Sequence[int], row_tokens: float) -> list[list[int]]:
+    """Gather things of these sizes into rows of at most `row_tokens`, first fit, in order; a larger one has its own row.
 
-    A row holds, for its L tokens: `input_ids`, `position_ids` (L,), which start again at the end of the prompt for
-    every branch, `tree` (L,) and `branch` (L,), 0 for a prompt. For its C completion tokens: `keep` (K,), the places
-    whose logits are wanted; `source` (C,), which of these predicts the token; `labels` (C,), the token; `owner` (C,),
-    the completion it belongs to among the completions of all rows, in the order of `trees`.
+    >>> pack([3, 4, 2, 9, 1], 6)
+    [[0, 2, 4], [1], [3]]
+    """
+    rows: list[list[int]] = []
+    room: list[float] = []
+    for at, size in enumerate(sizes):
+        row = next((number for number, left in enumerate(room) if left >= size), None)
+        if row is None:
+            rows.append([])
+            room.append(row_tokens)
+            row = -1
+        rows[row].append(at)
+        room[row] -= size
+    return rows
 
-    >>> row, = pack([Tree((7, 8), ((1, 2), (3,)))])
+
+def lay(trees: Sequence[Tree]) -> dict[str, torch.Tensor]:
+    """Lay trees one after another into a row without padding.
+
+    For its L tokens: `input_ids`, `position_ids` (L,), which start again at the end of the prompt for every branch,
+    `tree` (L,) and `branch` (L,), 0 for a prompt. For its C completion tokens: `keep` (K,), the places whose hidden
+    states are wanted; `source` (C,), which of these predicts the token; `labels` (C,), the token; `owner` (C,), the
+    completion it belongs to, in the order of `trees`.
+
+    >>> row = lay([Tree((7, 8), ((1, 2), (3,)))])
     >>> row["input_ids"].tolist(), row["position_ids"].tolist(), row["branch"].tolist()
     ([7, 8, 1, 2, 3], [0, 1, 2, 3, 2], [0, 0, 1, 1, 2])
     >>> row["keep"].tolist(), row["source"].tolist(), row["labels"].tolist(), row["owner"].tolist()
     ([1, 2], [0, 1, 0], [1, 2, 3], [0, 0, 1])
     """
-    rows: list[list[tuple[int, Tree]]] = []
-    room: list[int] = []
-    first = 0
-    for tree in trees:
-        at = next((i for i, left in enumerate(room) if left >= tree.tokens), None)
-        if at is None:
-            rows.append([])
-            room.append(row_tokens)
-            at = -1
-        rows[at].append((first, tree))
-        room[at] -= tree.tokens
-        first += len(tree.completions)
-    return [_row(row) for row in rows]
-
-
-def _row(row: list[tuple[int, Tree]]) -> dict[str, torch.Tensor]:
     columns: dict[str, list[int]] = {
         name: [] for name in ("input_ids", "position_ids", "tree", "branch", "keep", "source", "labels", "owner")
     }
-    for number, (first, tree) in enumerate(row):
+    owner = 0
+    for number, tree in enumerate(trees):
         prompt_at, prompt_kept = len(columns["input_ids"]) + len(tree.prompt) - 1, len(columns["keep"])
         columns["input_ids"] += tree.prompt
         columns["position_ids"] += range(len(tree.prompt))
@@ -120,25 +122,17 @@ def _row(row: list[tuple[int, Tree]]) -> dict[str, torch.Tensor]:
             columns["keep"] += range(at, at + len(completion) - 1)
             columns["source"] += [prompt_kept, *range(kept, kept + len(completion) - 1)]
             columns["labels"] += completion
-            columns["owner"] += [first + branch] * len(completion)
+            columns["owner"] += [owner] * len(completion)
+            owner += 1
         columns["tree"] += [number] * tree.tokens
     return {name: torch.tensor(values, dtype=torch.long) for name, values in columns.items()}
-
-
-def tree_mask(tree: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
-    """Return the attention mask (1, 1, L, L) of a row, True where a token may look.
-
-    A token sees what stands before it in its own tree, if that is the prompt or its own branch.
-    """
-    causal = torch.ones(len(tree), len(tree), dtype=torch.bool, device=tree.device).tril()
-    same = (tree[:, None] == tree) & ((branch == 0) | (branch[:, None] == branch))
-    return (causal & same)[None, None]
 
 
 def pad(trees: Sequence[Tree], pad_id: int) -> dict[str, torch.Tensor]:
     """Lay every completion behind its own copy of the prompt, padded on the right: for models a tree would confuse.
 
-    Returns `input_ids`, `attention_mask` and `completion_mask`, all (completions, longest).
+    Returns `input_ids`, `attention_mask` and `completion_mask`, all (completions, longest), and `owner` (C,), the
+    completion of each completion token.
     """
     sequences = [(tree.prompt, completion) for tree in trees for completion in tree.completions]
     width = max(len(prompt) + len(completion) for prompt, completion in sequences)
@@ -152,4 +146,5 @@ def pad(trees: Sequence[Tree], pad_id: int) -> dict[str, torch.Tensor]:
         "input_ids": torch.tensor(ids),
         "attention_mask": torch.tensor(attention),
         "completion_mask": torch.tensor(completion_mask, dtype=torch.bool),
+        "owner": torch.tensor([at for at, (_, completion) in enumerate(sequences) for _ in completion]),
     }

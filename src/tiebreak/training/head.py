@@ -1,0 +1,162 @@
+"""Log-probs of tokens from hidden states, in chunks, so that a (tokens x vocabulary) matrix never exists as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+Answer = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+"""What stands in for an output layer: takes the layer and its hidden states."""
+
+CHUNK = 1 << 25
+"""Logits that exist at once: 128 MiB in fp32, whatever the vocabulary."""
+SLICE = 1 << 20
+"""Logits that elementwise work takes at once, so that they stay in a processor's cache."""
+
+
+@contextmanager
+def output_layer(model: nn.Module, answer: Answer) -> Iterator[None]:
+    """Let `answer` stand in for a model's output layer, inside its forward pass, where sharded weights are whole."""
+    while not hasattr(model, "get_output_embeddings"):
+        model = model.module  # type: ignore[assignment]  # a wrapper of a distributed run
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    head.forward = lambda hidden: answer(head, hidden)
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def token_logps(
+    head: nn.Module,
+    hidden: torch.Tensor,
+    source: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    collision: bool = False,
+) -> torch.Tensor:
+    """Return log p(label) of every token, fp32, (tokens,); with `collision`, (2, tokens): also log Σ_v p(v)².
+
+    hidden (K, width) are the states that tokens are predicted from, `source` (tokens,) says which state predicts which
+    token of `labels` (tokens,); `head` is the output layer, `bias` (vocabulary,) what the model adds to its logits. The
+    second row carries no gradient.
+    """
+    if type(head) is nn.Linear:
+        hidden, weight = autocast(hidden), autocast(head.weight)
+        added: torch.Tensor | None = head.bias
+        if bias is not None:
+            added = bias if added is None else added + bias
+        return _Head.apply(hidden, weight, added, source, labels, collision)  # type: ignore[no-untyped-call, no-any-return]
+
+    def piece(states: torch.Tensor, picked: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        logits = head(states).float()
+        logps = torch.log_softmax(logits if bias is None else logits + bias, -1)
+        chosen = logps[picked, wanted]
+        return torch.stack([chosen, (2 * logps.detach()).logsumexp(-1)[picked]]) if collision else chosen
+
+    order: list[torch.Tensor] = []
+    pieces: list[torch.Tensor] = []
+    rows = max(1, CHUNK // int(head.out_features))  # type: ignore[arg-type]
+    for start in range(0, len(hidden), rows):
+        at = ((source >= start) & (source < start + rows)).nonzero()[:, 0]
+        order.append(at)
+        pieces.append(checkpoint(piece, hidden[start : start + rows], source[at] - start, labels[at], use_reentrant=False))
+    return torch.cat(pieces, -1)[..., torch.cat(order).argsort()]
+
+
+def autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """Cast a tensor as autocast does where it knows the operation."""
+    kind = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
+
+
+class _Head(torch.autograd.Function):
+    """A linear output layer and a log-softmax; keeps the log-probs of one chunk and computes those of others again."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917  autograd's way
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        source: torch.Tensor,
+        labels: torch.Tensor,
+        collision: bool,
+    ) -> torch.Tensor:
+        out = torch.empty((2 if collision else 1), len(labels), device=hidden.device)
+        ctx.kept = None
+        for start, end in _chunks(hidden, weight):
+            logps = _log_softmax(hidden[start:end], weight, bias)
+            at = ((source >= start) & (source < end)).nonzero()[:, 0]
+            out[0, at] = logps[source[at] - start, labels[at]]
+            if collision:
+                out[1, at] = torch.cat([(2 * part).logsumexp(-1) for part in logps.split(_slice(logps))])[source[at] - start]
+            if start == 0 and any(ctx.needs_input_grad[:3]):
+                ctx.kept = logps
+            del logps
+        ctx.save_for_backward(hidden, weight, bias, source, labels)
+        return out if collision else out[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        hidden, weight, bias, source, labels = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad = grads[0][0] if grads[0].dim() == 2 else grads[0]
+        per_state = -grad.new_zeros(len(hidden)).index_add_(0, source, grad)[:, None]
+        to_hidden = torch.empty_like(hidden) if needs_hidden else None
+        to_weight: torch.Tensor | None = None
+        to_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        for start, end in _chunks(hidden, weight):
+            # What was kept is overwritten here, so it serves once.
+            kept, ctx.kept = (ctx.kept, None) if start == 0 else (None, ctx.kept)
+            logps = _log_softmax(hidden[start:end], weight, bias) if kept is None else kept
+            to_logits = logps if logps.dtype == weight.dtype else torch.empty_like(logps, dtype=weight.dtype)
+            step = _slice(logps)
+            for part, into, share in zip(logps.split(step), to_logits.split(step), per_state[start:end].split(step), strict=True):
+                into.copy_(part.exp_().mul_(share))
+            at = ((source >= start) & (source < end)).nonzero()[:, 0]
+            to_logits.index_put_((source[at] - start, labels[at]), grad[at].to(to_logits.dtype), accumulate=True)
+            if to_hidden is not None:
+                torch.mm(to_logits, weight, out=to_hidden[start:end])
+            if needs_weight and to_weight is None:
+                to_weight = to_logits.mT @ hidden[start:end]
+            elif to_weight is not None and to_weight.dtype == torch.float32 == weight.dtype:
+                to_weight.addmm_(to_logits.mT, hidden[start:end])
+            elif to_weight is not None:  # many sums would lose their last bits in half precision
+                to_weight = to_weight.float().add_(to_logits.mT @ hidden[start:end])
+            if to_bias is not None:
+                to_bias += to_logits.float().sum(0)
+            del logps, kept, to_logits
+        return (
+            to_hidden,
+            None if to_weight is None else to_weight.to(weight.dtype),
+            None if to_bias is None else to_bias.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> list[tuple[int, int]]:
+    rows = max(1, CHUNK // len(weight))
+    return [(start, min(start + rows, len(hidden))) for start in range(0, len(hidden), rows)]
+
+
+def _slice(logits: torch.Tensor) -> int:
+    return max(1, SLICE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+
+
+def _log_softmax(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    logits = F.linear(hidden, weight, None if bias is None else bias.to(weight.dtype))
+    logps = logits if logits.dtype == torch.float32 else torch.empty_like(logits, dtype=torch.float32)
+    step = _slice(logits)
+    for part, into in zip(logits.split(step), logps.split(step), strict=True):
+        into.copy_(torch.log_softmax(part.float(), -1))
+    return logps
