@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 from tiebreak.training.head import autocast
 
 NAME = "tiebreak"
-TILE = range(64, 257)
+TILE = range(48, 97)
 """Queries that are computed at once on a CPU: enough to keep matrix products busy, few enough to skip unseen keys."""
 
 

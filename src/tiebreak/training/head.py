@@ -26,7 +26,15 @@ def output_layer(model: nn.Module, answer: Answer) -> Iterator[None]:
     while not hasattr(model, "get_output_embeddings"):
         model = model.module  # type: ignore[assignment]  # a wrapper of a distributed run
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-    head.forward = lambda hidden: answer(head, hidden)
+
+    def stand_in(hidden: torch.Tensor) -> torch.Tensor:
+        del head.forward  # `answer` may call the layer itself
+        try:
+            return answer(head, hidden)
+        finally:
+            head.forward = stand_in
+
+    head.forward = stand_in
     try:
         yield
     finally:

@@ -42,8 +42,7 @@ class Engine:
     def __init__(self, model: Any, pad_id: int) -> None:
         self.pad_id = pad_id
         if model.config.is_encoder_decoder:
-            seq2seq.refuse_unknown(model)
-            seq2seq.refuse_half(model)
+            seq2seq.prepare(model)
             self.start_id: int = model.config.decoder_start_token_id
             self.mode = "encoder-decoder"
             return
@@ -52,7 +51,7 @@ class Engine:
 
     def rows(self, grown: Sequence[trees.Tree], row_tokens: float) -> list[list[int]]:
         """Gather trees into rows of about `row_tokens` tokens; returns the places of each row's trees."""
-        if self.mode == "tree":
+        if self.mode != "padded":
             return trees.pack([tree.tokens for tree in grown], row_tokens)
         # Rows are padded to their longest: neighbours in length go together.
         by_length = sorted(range(len(grown)), key=lambda at: grown[at].padded_tokens / len(grown[at].completions))
@@ -85,7 +84,7 @@ def against_trees(model: Any) -> str:
         return f"its sliding window was not checked ({text.model_type})"
     ids = [at % text.vocab_size for at in range(5, 17)]
     probe = [trees.Tree(tuple(ids[:5]), (tuple(ids[5:8]), tuple(ids[8:12])))]
-    low = 1e-4 if model.dtype == torch.float32 else 5e-2
+    low = 1e-4 if model.dtype == torch.float32 and not getattr(model, "is_quantized", False) else 5e-2
     training = model.training
     model.eval()
     try:
