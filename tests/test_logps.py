@@ -202,6 +202,25 @@ def test_mask() -> None:
     assert near[4] == [0, 1, 0, 0, 1, 0, 0], "by positions: 3 follows the prompt"
 
 
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_is_told_the_same(window: int | None) -> None:
+    """On CUDA it is compiled; here its plain form reads the same mask."""
+    from torch.nn.attention.flex_attention import create_mask, flex_attention
+
+    torch.manual_seed(0)
+    row = trees.lay(FOREST)
+    seen, length = attention.Row(row["tree"], row["branch"], row["position_ids"]), len(row["tree"])
+    blocks = seen.block_mask(window)
+    assert torch.equal(create_mask(blocks.mask_mod, 1, 1, length, length, device="cpu"), seen.mask(window))
+    query, key, value = (torch.randn(1, heads, length, 16) for heads in (4, 2, 2))
+    kind = torch.nn.Module()
+    kind.num_key_value_groups, kind.is_causal = 2, True
+    tiled, _ = attention.tree_attention(kind, query, key, value, attention.mask_of(seen), sliding_window=window)
+    flexed = flex_attention(query, key, value, block_mask=blocks, enable_gqa=True)
+    torch.testing.assert_close(tiled, flexed.transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_in_bf16_the_sum_is_still_fp32(family: str) -> None:
     model = model_of(FAMILIES[family])

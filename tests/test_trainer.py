@@ -15,7 +15,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import tiebreak
 from conftest import TEMPLATE, make_causal
@@ -347,6 +347,80 @@ def test_seeded(tiny: Path, tmp_path: Path) -> None:
     one, same, other = (trained(tiny, tmp_path, seed=seed, peft_config=adapter()) for seed in (1, 1, 2))
     assert torch.equal(weights(one), weights(same))
     assert not torch.equal(weights(one), weights(other))
+
+
+# --- encoder-decoders ------------------------------------------------------------------------------------------------
+
+
+def by_two_passes(folder: Path, rows: list[Row], steps: int, batch: int, rate: float) -> list[float]:
+    """DPO as one would write it: two models, and each prompt encoded twice by each."""
+    policy, reference = (AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval() for _ in range(2))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=rate)
+
+    def logp(model: PreTrainedModel, prompt: str, text: str) -> torch.Tensor:
+        labels = torch.tensor([[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]])
+        every = model(input_ids=torch.tensor([tokenizer(prompt)["input_ids"]]), labels=labels).logits.float().log_softmax(-1)
+        return every.gather(-1, labels[..., None]).sum()
+
+    losses = []
+    for step in range(steps):
+        margins = []
+        for row in rows[step * batch : (step + 1) * batch]:
+            won, lost = (logp(policy, row["prompt"], row[side]) for side in ("chosen", "rejected"))
+            with torch.no_grad():
+                ref_won, ref_lost = (logp(reference, row["prompt"], row[side]) for side in ("chosen", "rejected"))
+            margins.append((won - ref_won) - (lost - ref_lost))
+        loss = torch.nn.functional.softplus(-0.1 * torch.stack(margins)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+PLAIN_TEXT = [
+    {"prompt": f"Say {at % 4}", "chosen": f"number {at % 4}" + "!" * at, "rejected": "no " * (1 + at % 3)} for at in range(20)
+]
+
+
+def seq2seq(folder: Path, out: Path, rows: list[Row] = PLAIN_TEXT, **changes: Any) -> PreferenceTrainer:
+    own = {name: changes.pop(name) for name in ("eval_dataset", "peft_config") if name in changes}
+    more = {"lr_scheduler_type": "constant", "train_sampling_strategy": "sequential", "optim": "adamw_torch", **changes}
+    trainer = PreferenceTrainer(str(folder), args=PreferenceConfig(**common(out, more)), train_dataset=rows, **own)
+    trainer.train()
+    return trainer
+
+
+def test_an_encoder_decoder_is_trained_as_two_passes_would(tiny_t5: Path, tmp_path: Path) -> None:
+    trainer = seq2seq(tiny_t5, tmp_path)
+    gathered = [PLAIN_TEXT[one.row] for one in trainer.train_dataset.examples]
+    plain = by_two_passes(tiny_t5, gathered, steps=5, batch=4, rate=1e-3)
+    assert plain[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert plain[-1] < 0.6
+    assert logged(trainer, ("loss",))[:, 0].tolist() == pytest.approx(plain, abs=1e-4)
+    trainer.save_model(str(tmp_path / "saved"))
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.shared.weight, trainer.model.shared.weight)
+
+
+def test_an_encoder_decoders_adapter_and_held_out_pairs(tiny_t5: Path, tmp_path: Path) -> None:
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_2_SEQ_LM", lora_alpha=64)
+    trainer = seq2seq(tiny_t5, tmp_path, num_train_epochs=4, peft_config=lora, eval_dataset=PLAIN_TEXT[:4], learning_rate=5e-3)
+    assert logged(trainer, ("loss",))[0, 0] == pytest.approx(math.log(2), abs=1e-5)
+    assert logged(trainer, ("loss",))[-1, 0] < 0.5
+    (rewards,) = {len(group) for group in trainer.held_out_rewards()}
+    assert rewards == 1
+    assert all(chosen > rejected for group in trainer.held_out_rewards() for chosen, rejected in group)
+
+
+def test_fp16_is_refused_for_t5(tiny_t5: Path, tmp_path: Path) -> None:
+    half = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5, dtype=torch.float16)
+    half.name_or_path = str(tiny_t5)
+    with pytest.raises(InputError) as error:
+        PreferenceTrainer(half, args=PreferenceConfig(**common(tmp_path, {})), train_dataset=PLAIN_TEXT)
+    assert "activations overflow fp16" in one_line(error)
 
 
 # --- the reference -------------------------------------------------------------------------------------------------
@@ -789,6 +863,18 @@ def test_nothing_to_train_on(tiny: Path, tmp_path: Path) -> None:
     assert "no pair is left to use (1 identical, 14 too long)" in one_line(error)
     with pytest.raises(InputError, match="eval dataset: no pair is left"):
         make(tiny, tmp_path, eval_dataset=[chat("a", "b", "b")])
+
+
+def test_without_a_chat_template_it_says_what_it_does(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tiny, tmp_path)
+    assert "template" not in capsys.readouterr().out
+    tokenizer = tokenizer_of(tiny)
+    tokenizer.chat_template = None
+    for rows, told in ((TREES, 1), (TEXT, 0)):
+        PreferenceTrainer(
+            load(tiny), args=PreferenceConfig(**common(tmp_path, {})), train_dataset=rows, processing_class=tokenizer
+        )
+        assert capsys.readouterr().out.count("no chat template; turns become plain text, and <|end|> ends an answer") == told
 
 
 def test_dropped_rows_are_counted(tiny: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import ctypes
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
@@ -22,7 +22,7 @@ from tiebreak import models
 from tiebreak.progress import say
 from tiebreak.recipe import Model
 from tiebreak.records import InputError
-from tiebreak.training import trees
+from tiebreak.training import seq2seq, trees
 from tiebreak.training.logps import Engine
 from tiebreak.training.trees import Example, Ids
 
@@ -53,6 +53,7 @@ class TreeConfig(TrainingArguments):
             raise ValueError("label_smoothing_factor smooths tokens, not preferences; use label_smoothing")
         if self.train_sampling_strategy not in ("random", "sequential"):
             raise ValueError(f"train_sampling_strategy {self.train_sampling_strategy}: only random and sequential are available")
+        self.use_cpu = self.use_cpu or models.device().type == "cpu"  # without it, bf16 is taken for a GPU's
         if self.bf16 is None:
             self.bf16 = not self.fp16 and models.has_bf16(torch.device("cpu") if self.use_cpu else models.device())
         super().__post_init__()  # type: ignore[no-untyped-call]
@@ -141,6 +142,8 @@ class TreeTrainer(Trainer):
         self.row_counts: dict[str, dict[str, int]] = {}
         self._sums: dict[str, dict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self._tokenizer, self._encoder_decoder = tokenizer, bool(policy.config.is_encoder_decoder)
+        if args.fp16:
+            seq2seq.refuse_half(policy, autocast=True)
         self.engine = Engine(policy, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
         if self.engine.why:
             say(f"train: {name} runs each completion behind its own copy of the prompt, exact but slower: {self.engine.why}")
@@ -164,6 +167,14 @@ class TreeTrainer(Trainer):
         raise NotImplementedError
 
     def _prepare_split(self, dataset: Any, split: str) -> Examples:
+        if (
+            split == "train"
+            and self._tokenizer.chat_template is None
+            and any(isinstance(row, Mapping) and _is_chat(row) for row in dataset)
+        ):
+            say(
+                f"train: the tokenizer has no chat template; turns become plain text, and {self._tokenizer.eos_token} ends an answer"
+            )
         examples, counts = self._tokenize(dataset)
         self.row_counts[split] = dict(counts)
         if not examples:
@@ -350,6 +361,10 @@ class TreeTrainer(Trainer):
                 f"per_device_train_batch_size (now {self.args.per_device_train_batch_size}, with more "
                 "gradient_accumulation_steps), set gradient_checkpointing: true, or train an adapter (lora)"
             ) from error
+
+
+def _is_chat(row: Mapping[str, Any]) -> bool:
+    return any(isinstance(row.get(name), list | tuple) for name in ("prompt", "chosen", "completion", "messages"))
 
 
 def keep_memory() -> None:

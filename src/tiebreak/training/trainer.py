@@ -163,7 +163,10 @@ class PreferenceTrainer(TreeTrainer):
         read = rows.tokenize_unpaired if self.args.unpaired else rows.tokenize
         examples, counts = read(dataset, self._tokenizer, self.args.max_length, encoder_decoder=self._encoder_decoder)
         if not self.args.unpaired:
-            losses.check_flip_probabilities((one.flip_probability for one in examples), self.settings)
+            try:
+                losses.check_flip_probabilities((one.flip_probability for one in examples), self.settings)
+            except ValueError as error:
+                raise InputError(str(error)) from None
             return examples, counts
         # The KL is estimated on completions put under other prompts: here, the next example's.
         others = [*examples[1:], *examples[:1]]
@@ -245,7 +248,8 @@ class PreferenceTrainer(TreeTrainer):
         per_token = (gaps.abs() / tokens).mean().item()
         margins = self.args.beta * gaps.diff()
         loss = torch.nn.functional.softplus(-margins).mean().item() if len(gaps) > 1 else math.log(2)
-        low_precision = self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32
+        rounded = self.model.dtype != torch.float32 or getattr(self.model, "is_quantized", False)
+        low_precision = self.args.bf16 or self.args.fp16 or rounded
         if not (per_token <= (2e-2 if low_precision else 1e-4) and abs(loss - math.log(2)) <= (2e-2 if low_precision else 1e-3)):
             raise InputError(
                 f"before the first step, policy and reference differ by {per_token:.2g} per token and the loss is {loss:.4f}, "
@@ -327,6 +331,7 @@ class PreferenceTrainer(TreeTrainer):
         pairs = PairLogps(logps, ref_logps, lengths[places], float(whole[1] / whole[0]), shared, weight, part["flip_probability"])
         rewards = self.args.beta * (logps if ref_logps is None else logps - ref_logps).detach()
         each = losses.preference_loss(pairs, self.settings)
+        shorter = lengths[places[0]] < lengths[places[1]]
         values = {
             "rewards/chosen": rewards[0],
             "rewards/rejected": rewards[1],
@@ -334,6 +339,10 @@ class PreferenceTrainer(TreeTrainer):
             "rewards/margins": rewards[0] - rewards[1],
             "logps/chosen": logps[0].detach(),
             "logps/rejected": logps[1].detach(),
+            "tokens/chosen": lengths[places[0]],
+            "tokens/rejected": lengths[places[1]],
+            "pairs/chosen_shorter": shorter,
+            "pairs/chosen_shorter_right": shorter & (rewards[0] > rewards[1]),
             "rewards": rewards.T,
         }
         return each, values
