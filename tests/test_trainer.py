@@ -251,7 +251,7 @@ def test_every_pair_has_its_own_smoothing(tiny: Path, tmp_path: Path) -> None:
         for how in ({"use_flip_probability": True}, {}, {"use_flip_probability": True, "label_smoothing": 0.2})
     )
     assert none < own < least
-    with pytest.raises(ValueError, match=r"flip_probability 0\.7 is not in"):
+    with pytest.raises(InputError, match=r"flip_probability 0\.7 is not in"):
         make(tiny, tmp_path, [rows[0] | {"flip_probability": 0.7}], use_flip_probability=True)
 
 
@@ -431,10 +431,10 @@ def asked(trainer: PreferenceTrainer, monkeypatch: pytest.MonkeyPatch) -> list[i
     found: list[int] = []
     compute = PreferenceTrainer._token_logps
 
-    def counting(self: PreferenceTrainer, wanted: Any, model: Any, label: str) -> Any:
+    def counting(self: PreferenceTrainer, wanted: Any, model: Any, label: str, **how: Any) -> Any:
         if label == "reference":
             found.append(len(wanted))
-        return compute(self, wanted, model, label)
+        return compute(self, wanted, model, label, **how)
 
     monkeypatch.setattr(PreferenceTrainer, "_token_logps", counting)
     return found
@@ -629,6 +629,13 @@ def test_dropout_is_off(family: str, tmp_path: Path) -> None:
     assert kept._references.keys() == trainer._references.keys()
     for asked, ours in kept._references.items():
         torch.testing.assert_close(ours, trainer._references[asked], atol=1e-4, rtol=1e-4, msg="a reference has no dropout")
+
+
+def test_dropout_that_could_not_be_switched_off_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_causal(tmp_path / "model", attention_dropout=0.5)
+    monkeypatch.setattr(base, "disable_dropout", lambda _: None)
+    with pytest.raises(InputError, match="policy and reference differ"):
+        trained(folder, tmp_path)
 
 
 # --- order ---------------------------------------------------------------------------------------------------------
