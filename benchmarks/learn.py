@@ -2,7 +2,7 @@
 
     python benchmarks/learn.py --models DIR --data DIR [--only NAME…]
 
-An encoder-decoder, a causal model, and an adapter on a third; one epoch on rasbt_preference, a tenth of the
+An encoder-decoder, a causal model, and an adapter on a third; an epoch or two on rasbt_preference, a tenth of the
 prompts held out. Accuracy is the share of held-out pairs whose chosen completion gained more log-prob than the rejected.
 """
 
@@ -28,7 +28,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "FLAN-T5-small": Case("flan-t5-small-titles", 1, 1e-4),
+    "FLAN-T5-small": Case("flan-t5-small-titles", 2, 1e-4),
     "TinyStories-15M": Case("tinystories-15m", 1, 3e-4),
     "SmolLM2-135M, LoRA": Case("smollm2-135m-instruct", 1, 5e-4, lora=True),
 }
@@ -81,7 +81,8 @@ def measured(name: str, case: Case, models: Path, pairs: list[Any]) -> str:
             folder,
             args=PreferenceConfig(
                 output_dir=out, num_train_epochs=case.epochs, learning_rate=case.learning_rate, per_device_train_batch_size=8,
-                save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no", warmup_steps=0.1, optim="adamw_torch_fused",
+                save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no", warmup_steps=0.1,
+                optim="adamw_torch_fused",
             ),
             train_dataset=[pair for pair in pairs if pair["prompt"][0]["content"] not in held],
             eval_dataset=[pair for pair in pairs if pair["prompt"][0]["content"] in held],

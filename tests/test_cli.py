@@ -22,7 +22,9 @@ from tiebreak import __version__
 from tiebreak.files import write_json
 from tiebreak.recipe import Recipe
 from tiebreak.recipe_yaml import SHIPPED, load_recipe, parse_yaml, validate_recipe
-from tiebreak.run import STAGES, Run
+from tiebreak.run import OPTIONAL, STAGES, Run
+
+STAGES = tuple(stage for stage in STAGES if stage not in OPTIONAL)  # the others: test_sft_stage.py
 
 IDEAS = "idea,kind\n" + "".join(f"idea {at},k\n" for at in range(10))
 API: dict[str, Any] = {"type": "api", "name": "api", "provider": "custom", "base_url": "http://127.0.0.1:9/v1", "model": "m"}
@@ -306,6 +308,9 @@ def snippet(first: str, text: str) -> Any:
     return parse_yaml("\n".join([lines[at], *rest]), first)
 
 
+MORE_TRAINING = ("lora", "loss_type", "early_stopping_patience", "report_to", "trainer_args")
+
+
 def test_what_the_starter_comments_out_is_valid_too() -> None:
     text = (SHIPPED / "starter.yaml").read_text(encoding="utf-8")
     data = {"name": "starter", **parse_yaml(text, "starter.yaml")}
@@ -317,7 +322,10 @@ def test_what_the_starter_comments_out_is_valid_too() -> None:
         generate=[*data["generate"], *snippet("- {type: local, n: 2", text), *snippet("- {type: api", text)],
         judges=[*data["judges"], *snippet("- type: llm", text)],
         pair={**data["pair"], **snippet("judge: gemini", text)},
-        train={**data["train"], **snippet("lora:", text), **snippet("trainer_args:", text)},
+        train={
+            **data["train"],
+            **{key: value for name in MORE_TRAINING for key, value in snippet(f"{name}:", text).items()},
+        },
         **snippet("model: {name_or_path: Qwen", text),
     )
     assert (len(more.generate), [judge.type for judge in more.judges], more.pair.judge) == (3, ["rules", "llm"], "gemini")
@@ -336,7 +344,7 @@ def test_keys(tmp_path: Path) -> None:
     assert len(every) > 100
     assert "train.beta  (number, default 0.1)  Strength of the pull to the reference." in every
     some = tiebreak("keys", "train.lora.", cwd=tmp_path).stdout.splitlines()
-    assert len(some) == 4
+    assert len(some) == 8
     assert set(some) < set(every)
 
 

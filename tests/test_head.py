@@ -102,7 +102,7 @@ def test_memory_follows_the_chunk(kind: type[torch.nn.Linear], low: bool, monkey
     with Largest() as seen, torch.autocast("cpu", torch.bfloat16, enabled=low):
         token_logps(last, hidden, SOURCE, LABELS).sum().backward()
     assert seen.elements == 5000
-    assert STATES * VOCABULARY > 2 * seen.elements
+    assert seen.elements < STATES * VOCABULARY / 2
     with Largest() as seen:
         whole(last, hidden, None)[SOURCE, LABELS].sum().backward()
     assert seen.elements == STATES * VOCABULARY
@@ -115,8 +115,10 @@ def test_a_layer_is_itself_again() -> None:
     hidden, wrapped = torch.randn(3, WIDTH), torch.nn.Module()
     wrapped.module = model
     plain = model.last(hidden)
-    with pytest.raises(KeyError), output_layer(wrapped, lambda head, hidden: head(hidden) + 1):  # it may ask the layer itself
+    with output_layer(wrapped, lambda head, hidden: head(hidden) + 1):  # it may ask the layer itself
         assert torch.equal(model.last(hidden), plain + 1)
         assert torch.equal(model.last(hidden), plain + 1), "and stands in for it again"
-        raise KeyError
+        with pytest.raises(RuntimeError):
+            model.last(hidden[:, 1:])
+        assert torch.equal(model.last(hidden), plain + 1), "whatever happened"
     assert torch.equal(model.last(hidden), plain)

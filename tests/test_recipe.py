@@ -90,7 +90,16 @@ MISTAKES = [
     # wrong values
     ("train.beta", 0, "train.beta: input should be greater than 0"),
     ("train.beta", float("inf"), "train.beta: input should be a finite number"),
-    ("train.loss_type", ["ipo"], "train.loss_type.0: input should be 'sigmoid'"),
+    ("train.loss_type", ["dpo"], "train.loss_type.0: input should be 'sigmoid', 'hinge'"),
+    ("train.loss_type", [], "train.loss_type: tuple should have at least 1 item"),
+    ("train.loss_type", "dpo", "train.loss_type.0: input should be 'sigmoid', 'hinge'"),
+    ("train.loss_type", 1, "train.loss_type: input should be a valid array"),
+    ("train.ld_alpha", 1.5, "train.ld_alpha: input should be less than or equal to 1"),
+    ("train.f_divergence_type", "kl", "train.f_divergence_type: input should be 'reverse_kl'"),
+    ("train.metric_for_best_model", "margins", "train.metric_for_best_model: input should be 'loss' or 'rewards/accuracies'"),
+    ("train.early_stopping_patience", 0, "train.early_stopping_patience: input should be greater than or equal to 1"),
+    ("train", {"loss_type": ["kto"], "metric_for_best_model": "rewards/accuracies"}, "train: metric_for_best_model rewards/acc"),
+    ("train.lora", {"bias": "all"}, "train.lora.bias: unknown key"),
     ("prompts.test_fraction", 1, "prompts.test_fraction: input should be less than 1"),
     ("prompts.filters.match", "(", "prompts.filters.match: not a regular expression:"),
     ("judges.0.checks.1", {"check": "match", "pattern": "["}, "judges.0.checks.1.pattern: not a regular expression:"),
@@ -421,6 +430,12 @@ def test_the_outline_says_what_is_required_and_what_is_the_default() -> None:
     assert rows["prompts.items"][0] == "list of text"
     assert rows["judges.rules.checks"][0] == "list of section"
     assert rows["pair.strategy"][0] == "all | best_worst | best_vs_rest"
+
+
+def test_one_loss_needs_no_list() -> None:
+    both = [validate_recipe({**BASE, "train": {"loss_type": given}}, "r.yaml").train for given in ("ipo", ["ipo"])]
+    assert both[0] == both[1]
+    assert both[0].loss_type == ("ipo",)
 
 
 def test_a_recipe_survives_json() -> None:

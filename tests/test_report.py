@@ -18,9 +18,11 @@ import pytest
 
 from tiebreak.files import write_json
 from tiebreak.records import InputError
-from tiebreak.run import STAGES, Run
+from tiebreak.run import OPTIONAL, STAGES, Run
 from tiebreak.stages.charts import BASE, CHOSEN, INK, REJECTED, TUNED, Estimate
 from tiebreak.stages.report import Example, report
+
+STAGES = tuple(stage for stage in STAGES if stage not in OPTIONAL)  # the others: test_sft_stage.py
 
 RECIPE = """
 name: titles

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from tiebreak.files import appending, read_jsonl, write_json, write_jsonl
 from tiebreak.recipe_yaml import SHIPPED
 from tiebreak.records import Comparison, Completion, InputError, Message, Prompt, Rating
-from tiebreak.run import FLOW, STAGES, Counts, Run
+from tiebreak.run import FLOW, OPTIONAL, STAGES, Counts, Run
+
+STAGES = tuple(stage for stage in STAGES if stage not in OPTIONAL)  # the others: test_sft_stage.py
 
 RULES = {"type": "rules", "checks": [{"check": "length", "max": 75}]}
 LLM = {"type": "llm", "name": "llm", "provider": "gemini", "model": "m", "criteria": "criteria.txt"}

@@ -35,6 +35,8 @@ STAGE_HELP = {
     "generate": "Draw several completions for every prompt; asks again for those that failed.",
     "judge": "Have the judges decide; asks again where the answer was an error.",
     "pair": "Turn verdicts into preference pairs, and count what did not become one.",
+    "pretrain": "Go on with raw text, where the recipe has a section pretrain.",
+    "sft": "Teach the model completions, where the recipe has a section sft.",
     "train": "Train the model on the pairs.",
     "evaluate": "Compare tuned with base on held-out prompts.",
     "report": "Write report.html.",
@@ -59,10 +61,10 @@ def run(
     current = _open(recipe, overrides, run_dir, profile)
     with _at_work(current):
         redone = STAGES[STAGES.index(redo) :] if redo else ()
-        check(current, [stage for stage in STAGES if stage in redone or current.state(stage) != "done"])
+        check(current, [stage for stage in current.stages if stage in redone or current.state(stage) != "done"])
         if redo:
             current.redo(redo)
-        for stage in STAGES:
+        for stage in current.stages:
             # The report is cheap, and its layout may have changed since.
             perform(current, stage, again=stage == "report")
     print(current.report_html)
@@ -78,6 +80,7 @@ def _stage_command(stage: str) -> None:
             bool, typer.Option("--redo", help="Delete what this stage made and all that came of it; then repeat.")
         ] = False,
     ) -> None:
+        from tiebreak.run import TRAINING
         from tiebreak.stages import check, perform
 
         current = _open(recipe, overrides, run_dir, profile)
@@ -86,7 +89,7 @@ def _stage_command(stage: str) -> None:
             if redo:
                 current.redo(stage)
             # A model that is trained is not trained again unless asked: --redo.
-            perform(current, stage, again=stage != "train")
+            perform(current, stage, again=stage not in TRAINING)
 
     app.command(stage, help=STAGE_HELP[stage])(command)
 
@@ -98,12 +101,12 @@ for _name in STAGE_HELP:
 @app.command()
 def status(run_dir: ExistingRun) -> None:
     """Show how far a run is and what each stage counted."""
-    from tiebreak.run import STAGES, Run
+    from tiebreak.run import Run
     from tiebreak.stages import describe
 
     current = Run(run_dir)
     held = current.held()
-    for stage in STAGES:
+    for stage in current.stages:
         state, counts = current.state(stage), current.counts(stage)
         if state == "running" and not held:
             state = "killed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
@@ -13,13 +14,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tiebreak.files import read_json, write_json
 from tiebreak.progress import say
-from tiebreak.recipe import Model
+from tiebreak.recipe import Lora, Model
 from tiebreak.records import InputError, Message
 
 if TYPE_CHECKING:
     import torch
+    from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# Where it is installed and there is no GPU, it speaks at import of a package that is not needed.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 class Builtin(NamedTuple):
@@ -50,10 +57,12 @@ def check(model: Model) -> None:
         return
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not any((folder / config).is_file() for config in ("config.json", "adapter_config.json")):
+        if not any((folder / config).is_file() for config in ("config.json", ADAPTER)):
             raise InputError(f"model {name}: no config.json in this folder; name a folder that save_pretrained wrote")
         if not any(folder.glob("*.safetensors")):
             raise InputError(f"model {name}: no .safetensors weights in this folder (other formats are not loaded)")
+        if (folder / ADAPTER).is_file():
+            check(_base(folder, model))
         return
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"model {name}: no such folder")
@@ -172,6 +181,8 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     name, options = locate(model)
+    if (Path(name) / ADAPTER).is_file() and not (Path(name) / "tokenizer_config.json").is_file():
+        return load_tokenizer(_base(Path(name), model))
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
@@ -182,36 +193,29 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(model: Model, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(model: Model, dtype: torch.dtype, *, in_4bit: bool = False) -> PreTrainedModel:
     """Load a causal or an encoder-decoder model, safetensors only, with the adapter its folder may hold.
 
-    Raises InputError.
+    `in_4bit`: its linear layers as bitsandbytes' NF4 with bf16 products, the rest in `dtype`. Raises InputError.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     name, options = locate(model)
-    if (Path(name) / "adapter_config.json").is_file():
-        return _load_adapter(name, dtype)
+    if (Path(name) / ADAPTER).is_file():
+        return _load_adapter(model, dtype, in_4bit=in_4bit)
+    if in_4bit:
+        options |= {"quantization_config": _nf4(), "device_map": {"": device()}}
     try:
         with quiet():
             config = AutoConfig.from_pretrained(name, **options)
             auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            return auto.from_pretrained(name, config=config, dtype=dtype, use_safetensors=True, **options)
+            loaded: PreTrainedModel = auto.from_pretrained(name, config=config, dtype=dtype, use_safetensors=True, **options)
     except Exception as error:
         raise InputError(_unreachable(model.name_or_path, error)) from None
-
-
-def _load_adapter(folder: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the model that an adapter was made for, and merge the adapter into it."""
-    from peft import PeftConfig, PeftModel
-
-    if not (Path(folder) / "adapter_model.safetensors").is_file():
-        raise InputError(f"model {folder}: no adapter_model.safetensors in this folder (other formats are not loaded)")
-    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    model = load_model(Model(name_or_path=str(base)), dtype)
-    with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT's, of its own calls
-        return PeftModel.from_pretrained(model, folder).merge_and_unload()  # type: ignore[no-any-return]
+    for layer in loaded.modules() if in_4bit else ():
+        # On a CPU, a pass without gradients packs the weights so that none ever go through them again (bitsandbytes 0.50).
+        layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    return loaded
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -231,6 +235,89 @@ def device() -> torch.device:
     import torch
 
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+# --- adapters ------------------------------------------------------------------------------------------------------
+
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def adapter(settings: Lora, *, encoder_decoder: bool) -> LoraConfig:
+    """Return PEFT's configuration of a new adapter."""
+    from peft import LoraConfig
+
+    values = settings.model_dump(exclude={"load_in_4bit", "merge"})
+    if not isinstance(settings.target_modules, str):
+        values["target_modules"] = list(settings.target_modules)
+    return LoraConfig(**values, task_type="SEQ_2_SEQ_LM" if encoder_decoder else "CAUSAL_LM")
+
+
+def finish_adapter(folder: Path, base: Model, settings: Lora) -> None:
+    """Name in a saved adapter's configuration what it is to be put on again, or with `merge` replace it by a whole model.
+
+    The base is named as the recipe names it: PEFT writes the place where it was found on this machine, and, where an
+    earlier adapter was merged at load, the model below that one.
+    """
+    local = Path(base.name_or_path).expanduser()
+    named = {"base_model_name_or_path": str(local.resolve()) if local.is_dir() else base.name_or_path, "revision": base.revision}
+    write_json(folder / ADAPTER, read_json(folder / ADAPTER) | named)
+    if settings.merge:
+        import torch
+
+        merged = load_model(base.model_copy(update={"name_or_path": str(folder)}), torch.float32)
+        with quiet():
+            merged.save_pretrained(folder)
+        for name in (ADAPTER, ADAPTER_WEIGHTS):
+            (folder / name).unlink()
+
+
+def check_bitsandbytes(key: str) -> None:
+    """Raise InputError where a key needs bitsandbytes and it is missing."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"{key} needs bitsandbytes, which is missing: pip install 'tiebreak[quant]'")
+
+
+def _base(folder: Path, adapter: Model) -> Model:
+    """Return the model that an adapter is put on."""
+    settings = read_json(folder / ADAPTER)
+    name = settings.get("base_model_name_or_path")
+    if not name:
+        raise InputError(f"model {folder}: its {ADAPTER} does not say which model it is for (base_model_name_or_path)")
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        raise InputError(f"model {folder}: an adapter for {name}, which is gone; put it back, or its new place into {ADAPTER}")
+    return adapter.model_copy(update={"name_or_path": name, "revision": settings.get("revision")})
+
+
+def _load_adapter(model: Model, dtype: torch.dtype, *, in_4bit: bool) -> PreTrainedModel:
+    """Load the model that an adapter was made for, and merge the adapter into it."""
+    from peft import PeftModel
+
+    folder = Path(model.name_or_path).expanduser()
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise InputError(f"model {folder}: no {ADAPTER_WEIGHTS} in this folder (other formats are not loaded)")
+    base = load_model(_base(folder, model), dtype)
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT's, of its own calls
+        merged: PreTrainedModel = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+        if not in_4bit:
+            return merged
+        # An adapter merged into 4 bits would be rounded to them: the merged model is what is quantised.
+        with tempfile.TemporaryDirectory() as place:
+            merged.save_pretrained(place)
+            rounded = load_model(model.model_copy(update={"name_or_path": place}), dtype, in_4bit=True)
+        rounded.name_or_path = rounded.config._name_or_path = str(merged.name_or_path)  # the place is gone
+        return rounded
+
+
+def _nf4() -> Any:
+    """Return the quantisation of QLoRA (arXiv 2305.14314): NF4, constants quantised too, products in bf16."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    check_bitsandbytes("load_in_4bit")
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+    )
 
 
 # --- chats to token ids --------------------------------------------------------------------------------------------

@@ -21,13 +21,17 @@ from pydantic import BaseModel
 
 import tiebreak
 from tiebreak.files import digest, grew, read_json, read_jsonl, write_json, write_text
-from tiebreak.recipe import GIVEN, OPERATIONAL, LlmJudge, Recipe
+from tiebreak.recipe import GIVEN, OPERATIONAL, LlmJudge, Model, Recipe
 from tiebreak.recipe_yaml import SHIPPED, load_recipe, validate_recipe
 from tiebreak.records import Comparison, Completion, InputError, PreferencePair, Prompt, Rating
 
 Counts = dict[str, Any]
 
-STAGES = ("prepare", "generate", "judge", "pair", "train", "evaluate", "report")
+STAGES = ("prepare", "generate", "judge", "pair", "pretrain", "sft", "train", "evaluate", "report")
+OPTIONAL = ("pretrain", "sft")
+"""Stages that are performed where the recipe has a section for them."""
+TRAINING = (*OPTIONAL, "train")
+"""Stages that train; each starts from what the one before it made."""
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets")
 
 
@@ -38,6 +42,14 @@ class Made(NamedTuple):
     writes: tuple[str, ...]
 
 
+class Training(NamedTuple):
+    """Where a stage that trains keeps its checkpoints, what it logs, and the model."""
+
+    folder: Path
+    metrics_jsonl: Path
+    model: Path
+
+
 # `after:STAGE` stands for what a stage wrote where hashing it would take long: the time it finished.
 # `judgments/*` is the labelling judge's file.
 FLOW: dict[str, Made] = {
@@ -46,7 +58,10 @@ FLOW: dict[str, Made] = {
     "generate": Made(("prompts.jsonl",), ("completions.jsonl",)),
     "judge": Made(("prompts.jsonl", "completions.jsonl"), ("judgments",)),
     "pair": Made(("prompts.jsonl", "completions.jsonl", "judgments/*"), ("pairs.jsonl", "eval/pairs.jsonl")),
-    "train": Made(("pairs.jsonl", "eval/pairs.jsonl"), ("train",)),
+    "pretrain": Made((), ("pretrain",)),
+    # The pairs, where their chosen completions are what is learned.
+    "sft": Made(("prompts.jsonl", "pairs.jsonl", "eval/pairs.jsonl", "after:pretrain"), ("sft",)),
+    "train": Made(("pairs.jsonl", "eval/pairs.jsonl", "after:pretrain", "after:sft"), ("train",)),
     "evaluate": Made(
         ("prompts.jsonl", "after:train"),
         ("eval/completions.jsonl", "eval/judgments", "eval/summary.json", "eval/results.csv"),
@@ -72,9 +87,7 @@ class Run:
         self.completions_jsonl = path / "completions.jsonl"
         self.pairs_jsonl = path / "pairs.jsonl"
         self.held_out_pairs_jsonl = path / "eval" / "pairs.jsonl"
-        self.train = path / "train"
-        self.metrics_jsonl = path / "train" / "metrics.jsonl"
-        self.tuned = path / "train" / "model"
+        self.train, self.metrics_jsonl, self.tuned = self.training("train")
         self.held_out_jsonl = path / "train" / "held_out.jsonl"
         self.eval_completions_jsonl = path / "eval" / "completions.jsonl"
         self.summary_json = path / "eval" / "summary.json"
@@ -146,14 +159,33 @@ class Run:
 
     # --- stages ----------------------------------------------------------------------------------------------------
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of this run: those that its recipe does not leave out."""
+        absent = {name for name in OPTIONAL if getattr(self.recipe, name) is None}
+        return tuple(stage for stage in STAGES if stage not in absent)
+
+    def training(self, stage: str) -> Training:
+        """Return the places of a stage that trains."""
+        folder = self.path / stage
+        return Training(folder, folder / "metrics.jsonl", folder / "model")
+
+    def policy(self, stage: str) -> Model:
+        """Return the model that a stage of training starts from: what an earlier one made, or the recipe's."""
+        for earlier in reversed(TRAINING[: TRAINING.index(stage)]):
+            made = self.training(earlier).model
+            if earlier in self.stages and made.is_dir():
+                return self.recipe.model.model_copy(update={"name_or_path": str(made.resolve()), "revision": None})
+        return self.recipe.model
+
     def perform(self, stage: str, work: Callable[[Run], Counts], *, again: bool = False) -> Counts:
         """Perform a stage: check what it rests on, do what is still owed, record what came of it.
 
         A stage that is done is left alone, unless `again` asks it to look for work once more.
         """
         entry = self.manifest["stages"].get(stage)
-        earlier = STAGES[: STAGES.index(stage)]
-        for other in earlier:
+        self._need_section(stage)
+        for other in self.stages[: self.stages.index(stage)]:
             if stage != "report" and self.state(other) != "done":
                 raise InputError(f"{self.path}: {stage} comes after {other}, which is not done; run `tiebreak {other}` first")
         settings, inputs = self._settings(stage), self._inputs(stage)
@@ -194,9 +226,15 @@ class Run:
 
     def redo(self, stage: str) -> None:
         """Delete what `stage` made, and everything made from it."""
+        self._need_section(stage)
         if self.ready_made and stage in ("generate", "judge"):  # both came with the source
             stage = "prepare"
+        gone: list[str] = []
         for later in STAGES[STAGES.index(stage) :]:
+            made = tuple(name for one in gone for name in (f"after:{one}", *FLOW[one].writes))
+            if later not in (stage, "report") and not any(read.startswith(made) for read in self._reads(later)):
+                continue  # such as pretrain, which rests on no pair
+            gone.append(later)
             for name in FLOW[later].writes:
                 target = self.path / name
                 if target.is_dir():
@@ -205,6 +243,10 @@ class Run:
                     target.unlink(missing_ok=True)
             self.manifest["stages"].pop(later, None)
         write_json(self.manifest_json, self.manifest)
+
+    def _need_section(self, stage: str) -> None:
+        if stage not in self.stages:
+            raise InputError(f"{stage}: the recipe has no section {stage}, which would say how; tiebreak keys {stage} lists it")
 
     def _record(self, stage: str, entry: dict[str, Any]) -> None:
         self.manifest["stages"][stage] = entry
@@ -225,24 +267,36 @@ class Run:
             },
             "judge": {f"judges.{judge.name}": judge for judge in whole.judges},
             "pair": {"pair": whole.pair},
-            "train": {"model": whole.model, "train": whole.train, "seed": whole.seed},
+            **{name: {"model": whole.model, name: getattr(whole, name), "seed": whole.seed} for name in TRAINING},
             "evaluate": {"evaluate": whole.evaluate, "judge": whole.evaluating_judge, "seed": whole.seed},
             "report": {},
         }
         return {key: _without_operational(value) for key, value in trees[stage].items()}
 
+    def _reads(self, stage: str) -> list[str]:
+        """Return what a stage reads in this run."""
+        names = FLOW[stage].reads
+        if stage == "sft" and self.recipe.sft is not None and self.recipe.sft.source is not None:
+            names = tuple(name for name in names if not name.endswith("pairs.jsonl"))
+        return [
+            name.replace("*", f"{self.recipe.labelling_judge}.jsonl")
+            for name in names
+            if not name.startswith("after:") or name[6:] in self.stages
+        ]
+
     def _inputs(self, stage: str) -> dict[str, str]:
         """Return a digest for every file a stage reads."""
-        names = [name.replace("*", f"{self.recipe.labelling_judge}.jsonl") for name in FLOW[stage].reads]
+        names = self._reads(stage)
         paths = {name: self.path / name for name in names if not name.startswith("after:")}
-        if stage == "prepare" and self.recipe.prompts.source:
-            paths["prompts.source"] = self.resolve(self.recipe.prompts.source)
+        section = {"prepare": "prompts", "pretrain": "pretrain", "sft": "sft"}.get(stage)
+        if section and (source := getattr(getattr(self.recipe, section), "source", None)):
+            paths[f"{section}.source"] = self.resolve(source)
         judges = self.recipe.judges if stage == "judge" else (self.recipe.evaluating_judge,) if stage == "evaluate" else ()
         for judge in judges:
             if isinstance(judge, LlmJudge) and os.path.isfile(self.resolve(judge.criteria)):  # noqa: PTH113
                 paths[f"judges.{judge.name}.criteria"] = self.resolve(judge.criteria)
         digests = {name: digest(path) for name, path in paths.items() if path.is_file()}
-        for name in FLOW[stage].reads:
+        for name in names:
             if name.startswith("after:"):
                 digests[name] = str(self.manifest["stages"].get(name[6:], {}).get("finished"))
         return digests

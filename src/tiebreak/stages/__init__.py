@@ -9,7 +9,7 @@ from typing import Any
 from tiebreak import models
 from tiebreak.progress import say
 from tiebreak.recipe import LlmJudge, LocalSampler, Model, Section
-from tiebreak.run import Counts, Run
+from tiebreak.run import OPTIONAL, TRAINING, Counts, Run
 from tiebreak.samplers.api import check_keys
 
 __all__ = ["check", "describe", "perform"]
@@ -29,12 +29,12 @@ def perform(run: Run, stage: str, *, again: bool = False) -> Counts:
 
 def check(run: Run, stages: Iterable[str]) -> None:
     """Check what these stages will need, before any model loads and any call is paid. Raises InputError."""
-    recipe = run.recipe
+    recipe, stages = run.recipe, list(stages)
     needs: dict[str, Sequence[Section | None]] = {
         "prepare": [recipe.prompts.write.sampler] if recipe.prompts.write else [],
         "generate": recipe.generate,
         "judge": recipe.judges,
-        "train": [recipe.model],
+        **{stage: [recipe.model] for stage in TRAINING},
         "evaluate": [recipe.model, recipe.evaluating_judge] if recipe.evaluate else [],
     }
     parts = [part for stage in stages for part in needs.get(stage, ())]
@@ -46,6 +46,15 @@ def check(run: Run, stages: Iterable[str]) -> None:
             from tiebreak.judges.llm import read_criteria
 
             read_criteria(run, part)
+    for stage in OPTIONAL:
+        if stage in stages:
+            from tiebreak.stages import fitting
+
+            fitting.check_supervised(run, stage)
+    if "train" in stages:
+        from tiebreak.stages import train
+
+        train.check(run)
 
 
 def describe(stage: str, counts: Counts) -> str:
@@ -90,11 +99,21 @@ def _pair(counts: Counts) -> str:
     return "; ".join(parts)
 
 
+def _supervised(counts: Counts) -> str:
+    if "skipped" in counts:
+        return f"skipped: {counts['skipped']}"
+    loss = "" if counts["loss"] is None else f", mean loss {counts['loss']:.3f}"
+    held_out = f" ({counts['held_out']} held out)" if counts.get("held_out") else ""
+    blank = f"; dropped {counts['blank']} blank" if counts.get("blank") else ""
+    return f"{counts['steps']} steps on {counts['examples']} examples{held_out}{loss}{blank}"
+
+
 def _train(counts: Counts) -> str:
     if "skipped" in counts:
         return f"skipped: {counts['skipped']}"
     loss = "" if counts["loss"] is None else f", mean loss {counts['loss']:.3f}"  # fewer steps than are between two logs
-    return f"{counts['steps']} steps on {counts['pairs']} pairs of {counts['prompts']} prompts{loss}"
+    best = f", best at step {counts['best_step']}" if "best_step" in counts else ""
+    return f"{counts['steps']} steps on {counts['pairs']} pairs of {counts['prompts']} prompts{loss}{best}"
 
 
 def _evaluate(counts: Counts) -> str:
@@ -114,6 +133,8 @@ SENTENCES: dict[str, Callable[[Counts], str]] = {
     "generate": _generate,
     "judge": _judge,
     "pair": _pair,
+    "pretrain": _supervised,
+    "sft": _supervised,
     "train": _train,
     "evaluate": _evaluate,
     "report": _report,

@@ -15,7 +15,7 @@ from tiebreak.files import appending, read_jsonl, write_json, write_text
 from tiebreak.metrics.agreement import Verdicts
 from tiebreak.metrics.winrate import Estimate, mean, rate
 from tiebreak.progress import progress
-from tiebreak.recipe import Evaluate, LlmJudge, Model
+from tiebreak.recipe import Evaluate, LlmJudge
 from tiebreak.records import Completion, Prompt
 from tiebreak.run import Counts, Run
 from tiebreak.samplers.local import Local
@@ -69,7 +69,10 @@ def evaluate(run: Run) -> Counts:
 
 def _draw(run: Run, sampling: Evaluate, prompts: list[Prompt]) -> dict[tuple[str, str, int], Completion]:
     """Draw what is owed from both models, and return every draw by model, prompt and number."""
-    sources = {"base": run.recipe.model, "tuned": Model(name_or_path=str(run.tuned))}
+    sources = {
+        "base": run.recipe.model,
+        "tuned": run.recipe.model.model_copy(update={"name_or_path": str(run.tuned), "revision": None}),
+    }
     have = list(read_jsonl(run.eval_completions_jsonl, Completion))
     with appending(run.eval_completions_jsonl) as append:
         for name in MODELS:

@@ -141,7 +141,7 @@ def _headline(run: Run, summary: dict[str, Any] | None) -> tuple[str, str]:
     skipped = run.counts("train").get("skipped")
     if skipped:
         return "not trained", f"The model was not trained: {skipped.rstrip('.')}."
-    owed = [stage for stage in STAGES[:-1] if run.state(stage) != "done"]
+    owed = [stage for stage in run.stages[:-1] if run.state(stage) != "done"]
     if owed in ([], ["evaluate"]):
         why = "the recipe has no evaluate section" if run.recipe.evaluate is None else f"evaluate is {run.state('evaluate')}"
         return "not compared", f"The model was trained, but not compared with its base: {why}."

@@ -34,24 +34,35 @@ class Row(NamedTuple):
     cells: dict[str, Any]
 
 
-def read_rows(run: Run) -> list[Row]:
-    """Read every row of `prompts.source`; raises InputError where there is none or one cannot be read."""
-    prompts = run.recipe.prompts
-    source = prompts.source or ""
+def find_source(run: Run, key: str) -> Path | None:
+    """Return the file or folder that is the source in the recipe's section `key`, None for a Hub dataset.
+
+    Raises InputError where it is none of them.
+    """
+    section = getattr(run.recipe, key)
+    source = section.source or ""
     path = run.resolve(source)
     named_as_file = Path(source).suffix.lower() in READERS or source.startswith((".", "/", "~"))
     if path.is_dir():
-        return _dataset(str(path), prompts.subset, prompts.hub_split)
+        return path
     if not path.exists() and not named_as_file:
         if "/" not in source:  # load_dataset reads a bare `csv` or `text` as every such file it can find here
-            raise InputError(f"prompts.source: {source!r} is no file or folder beside the recipe, and no Hub id (owner/name)")
-        return _dataset(source, prompts.subset, prompts.hub_split)
+            raise InputError(f"{key}.source: {source!r} is no file or folder beside the recipe, and no Hub id (owner/name)")
+        return None
     if not path.exists():
-        raise InputError(f"prompts.source: there is no file {path}")
-    if prompts.subset is not None or prompts.hub_split != "train":
-        raise InputError(f"prompts.source: {path} is a file; subset and hub_split are for Hub datasets, leave them out")
+        raise InputError(f"{key}.source: there is no file {path}")
+    if section.subset is not None or section.hub_split != "train":
+        raise InputError(f"{key}.source: {path} is a file; subset and hub_split are for Hub datasets, leave them out")
     if path.suffix.lower() not in READERS:
-        raise InputError(f"prompts.source: {path} is not a kind that can be read; use {', '.join(READERS)}")
+        raise InputError(f"{key}.source: {path} is not a kind that can be read; use {', '.join(READERS)}")
+    return path
+
+
+def read_rows(run: Run, key: str = "prompts") -> list[Row]:
+    """Read every row of the source in the recipe's section `key`; raises InputError where one cannot be read."""
+    section, path = getattr(run.recipe, key), find_source(run, key)
+    if path is None or path.is_dir():
+        return _dataset(key, str(path or section.source), section.subset, section.hub_split)
     rows = list(READERS[path.suffix.lower()](path))
     if not rows:
         raise InputError(f"{path}: holds no rows")
@@ -77,7 +88,7 @@ def need_column(name: str, columns: Iterable[str], key: str) -> None:
 
 def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # the default cuts in at 131,072 characters: a long chat
-    reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     header: list[str] | None = None
     line = 1
     try:
@@ -99,7 +110,7 @@ def _csv(path: Path) -> Iterator[Row]:
 
 
 def _json(path: Path) -> Iterator[Row]:
-    data = _parse(_decoded(path), str(path), "; a file with one object per line is named .jsonl")
+    data = _parse(read_text(path), str(path), "; a file with one object per line is named .jsonl")
     if isinstance(data, dict):
         lists = [value for value in data.values() if isinstance(value, list)]
         data = lists[0] if len(lists) == 1 else None
@@ -110,7 +121,7 @@ def _json(path: Path) -> Iterator[Row]:
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_decoded(path).split("\n"), start=1):  # not splitlines: U+2028 is text
+    for number, line in enumerate(read_text(path).split("\n"), start=1):  # not splitlines: U+2028 is text
         if line.strip():
             where = f"{path}, line {number}"
             yield _row(where, _parse(line, where))
@@ -130,7 +141,7 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 
 def _txt(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_decoded(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             yield Row(f"{path}, line {number}", {"prompt": line.strip()})
 
@@ -144,7 +155,7 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 }
 
 
-def _dataset(name: str, subset: str | None, split: str) -> list[Row]:
+def _dataset(key: str, name: str, subset: str | None, split: str) -> list[Row]:
     """Load a Hub dataset, or a folder in the form of one."""
     import datasets
     from huggingface_hub import HfApi, is_offline_mode
@@ -159,13 +170,14 @@ def _dataset(name: str, subset: str | None, split: str) -> list[Row]:
         table = datasets.load_dataset(name, subset, split=split)
         rows = [Row(f"{name}, row {number}", dict(cells)) for number, cells in enumerate(table, start=1)]
     except Exception as error:
-        raise InputError(f"prompts.source: dataset {name!r}: {_first_line(error)}; check the name and the network") from None
+        raise InputError(f"{key}.source: dataset {name!r}: {_first_line(error)}; check the name and the network") from None
     if not rows:
-        raise InputError(f"prompts.source: dataset {name!r}, split {split!r}: holds no rows")
+        raise InputError(f"{key}.source: dataset {name!r}, split {split!r}: holds no rows")
     return rows
 
 
-def _decoded(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return what a text file holds; raises InputError."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -41,6 +41,7 @@ class TreeConfig(TrainingArguments):
     """Training arguments of a trainer over trees."""
 
     logging_steps: float = 10
+    restore_callback_states_from_checkpoint: bool = True
     bf16: bool | None = None  # type: ignore[assignment]  # None: autocast where the device has bf16
     max_length: int | None = 1024
     """Longest prompt with completion, in tokens, or for an encoder-decoder the longest of each; None for no limit."""
@@ -172,9 +173,8 @@ class TreeTrainer(Trainer):
             and self._tokenizer.chat_template is None
             and any(isinstance(row, Mapping) and _is_chat(row) for row in dataset)
         ):
-            say(
-                f"train: the tokenizer has no chat template; turns become plain text, and {self._tokenizer.eos_token} ends an answer"
-            )
+            end = self._tokenizer.eos_token
+            say(f"train: the tokenizer has no chat template; turns become plain text, and {end} ends an answer")
         examples, counts = self._tokenize(dataset)
         self.row_counts[split] = dict(counts)
         if not examples:

@@ -128,7 +128,7 @@ class _Head(torch.autograd.Function):
             to_logits = logps if logps.dtype == weight.dtype else torch.empty_like(logps, dtype=weight.dtype)
             step = _slice(logps)
             for part, into, share in zip(logps.split(step), to_logits.split(step), per_state[start:end].split(step), strict=True):
-                into.copy_(part.exp_().mul_(share))
+                torch.mul(part.exp_(), share, out=into)
             at = ((source >= start) & (source < end)).nonzero()[:, 0]
             to_logits.index_put_((source[at] - start, labels[at]), grad[at].to(to_logits.dtype), accumulate=True)
             if to_hidden is not None:
@@ -166,5 +166,5 @@ def _log_softmax(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
     logps = logits if logits.dtype == torch.float32 else torch.empty_like(logits, dtype=torch.float32)
     step = _slice(logits)
     for part, into in zip(logits.split(step), logps.split(step), strict=True):
-        into.copy_(torch.log_softmax(part.float(), -1))
+        torch.log_softmax(part.float(), -1, out=into)
     return logps

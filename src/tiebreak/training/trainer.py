@@ -217,12 +217,14 @@ class PreferenceTrainer(TreeTrainer):
         for some in gather_object([found]) if self.args.world_size > 1 else [found]:
             self._references |= some
 
-    def _token_logps(self, wanted: Sequence[Asked], model: nn.Module, label: str) -> Iterator[dict[Asked, torch.Tensor]]:
-        """Yield the log-probs of completions' tokens under a model at rest, a row at a time."""
+    def _token_logps(
+        self, wanted: Sequence[Asked], model: nn.Module, label: str, *, at_rest: bool = True
+    ) -> Iterator[dict[Asked, torch.Tensor]]:
+        """Yield the log-probs of completions' tokens under a model, at rest or as in a step, a row at a time."""
         grown, _ = trees.grow(Example(0, prompt, (completion,)) for prompt, completion in wanted)
         grown.sort(key=lambda tree: tree.tokens)
         training = model.training
-        model.eval()
+        model.train(not at_rest)
         with progress(label, len(wanted), "completions") as advance:
             for places in self.engine.rows(grown, min(self._row_tokens, super()._row_tokens)):
                 some = [grown[at] for at in places]
@@ -241,8 +243,8 @@ class PreferenceTrainer(TreeTrainer):
         bf16 products differ in their last bits with the rows they stand in, so the bound is per token.
         """
         asked = list(dict.fromkeys(_asked([one for group in self.train_dataset.groups[:8] for one in group][:16])))
-        self.model.train(self.args.disable_dropout)  # as in the first step, unless dropout is wanted there
-        policy = {name: logps for some in self._token_logps(asked, self.model, "check") for name, logps in some.items()}
+        passes = self._token_logps(asked, self.model, "check", at_rest=not self.args.disable_dropout)
+        policy = _joined(passes)
         gaps = torch.stack([(policy[one] - self._references[one]).sum() for one in asked])
         tokens = torch.tensor([len(completion) for _, completion in asked])
         per_token = (gaps.abs() / tokens).mean().item()
@@ -276,6 +278,11 @@ class PreferenceTrainer(TreeTrainer):
         if self.args.sync_ref_model:
             load_model(self.ref_model, Path(resume_from_checkpoint) / REFERENCE)
 
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.args.sync_ref_model and self.state.best_model_checkpoint is not None:
+            load_model(self.ref_model, Path(self.state.best_model_checkpoint) / REFERENCE)
+
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as `Trainer.evaluate` does, on the held-out examples that the constructor took."""
         if eval_dataset is not None and not isinstance(eval_dataset, Examples):
@@ -284,27 +291,28 @@ class PreferenceTrainer(TreeTrainer):
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def held_out_rewards(self) -> list[list[tuple[float, float]]]:
-        """Return the rewards (chosen, rejected) of every held-out pair as the policy stands, one list per prompt."""
+        """Return the rewards (chosen, rejected) of every held-out pair as the policy stands, one list per prompt.
+
+        For kto, of every held-out completion and of the next example's under the same prompt.
+        """
         if self.eval_dataset is None:
             return []
-        dataset, beta = self.eval_dataset, self.args.beta
+        dataset = self.eval_dataset
         self._refer(dataset)
         asked = list(dict.fromkeys(_asked(dataset.examples)))
-        ratio = {
-            one: tokens.sum() for some in self._token_logps(asked, self.model, "held-out rewards") for one, tokens in some.items()
-        }
-        if self.args.sync_ref_model and self.ref_model is not None:
-            for some in self._token_logps(asked, self.ref_model, "reference"):
-                ratio |= {one: ratio[one] - tokens.sum() for one, tokens in some.items()}
-        elif self.needs_reference:
-            ratio = {one: logp - self._references[one].sum() for one, logp in ratio.items()}
-        each = [
-            tuple(beta * ratio[one.prompt, completion].item() for completion in one.completions)
+        policy = _joined(self._token_logps(asked, self.model, "held-out rewards"))
+        reference = self._references
+        if self.args.sync_ref_model:
+            reference = _joined(self._token_logps(asked, self.ref_model, "reference"))
+
+        def reward(one: Asked) -> float:
+            known = reference[one].sum() if self.needs_reference else None
+            return self._rewards(policy[one].sum(), known, torch.tensor(len(one[1]))).item()
+
+        return [
+            [(reward((one.prompt, one.completions[0])), reward((one.prompt, one.completions[1]))) for one in group]
             for group in dataset.groups
-            for one in group
         ]
-        found = iter(each)
-        return [[next(found) for _ in group] for group in dataset.groups]  # type: ignore[misc]
 
     # --- loss and metrics ------------------------------------------------------------------------------------------
 
@@ -329,7 +337,7 @@ class PreferenceTrainer(TreeTrainer):
         if self.args.use_weighting:
             weight = losses.pair_weights(found.tokens, found.collision, owner=owner, pairs=places, tokens=lengths)
         pairs = PairLogps(logps, ref_logps, lengths[places], float(whole[1] / whole[0]), shared, weight, part["flip_probability"])
-        rewards = self.args.beta * (logps if ref_logps is None else logps - ref_logps).detach()
+        rewards = self._rewards(logps, ref_logps, lengths[places]).detach()
         each = losses.preference_loss(pairs, self.settings)
         shorter = lengths[places[0]] < lengths[places[1]]
         values = {
@@ -346,6 +354,12 @@ class PreferenceTrainer(TreeTrainer):
             "rewards": rewards.T,
         }
         return each, values
+
+    def _rewards(self, logps: torch.Tensor, ref_logps: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor:
+        """Return β times the log-ratios, or times the log-probs where no reference is used, per token where the loss is."""
+        if ref_logps is not None:
+            return self.args.beta * (logps - ref_logps)
+        return self.args.beta * (logps / tokens if set(self.args.loss_type) <= {"simpo", "orpo"} else logps)
 
     def _reference_tokens(self, part: dict[str, Any]) -> torch.Tensor | None:
         if not self.args.sync_ref_model or self.ref_model is None:
@@ -384,3 +398,7 @@ class _Follow(TrainerCallback):
 def _asked(examples: Sequence[Example]) -> list[Asked]:
     """Return every completion of these examples' trees, in the order in which a row's `owner` counts them."""
     return [(tree.prompt, completion) for tree in trees.grow(examples)[0] for completion in tree.completions]
+
+
+def _joined(parts: Iterator[dict[Asked, torch.Tensor]]) -> dict[Asked, torch.Tensor]:
+    return {asked: tokens for part in parts for asked, tokens in part.items()}
