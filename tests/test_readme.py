@@ -25,9 +25,9 @@ def test_its_tree_names_every_module_and_nothing_else():
     named = set(re.findall(r"^ +(\w+\.py)", tree, re.M))
     small = {"__init__.py", "__main__.py", "build.py"}
     stages = set(re.search(r"one function: ([a-z ]+)", tree)[1].split())
-    present = {path.name for path in SOURCE.rglob("*.py")} - small
-    assert named == present - {f"{stage}.py" for stage in stages}
-    assert {f"{stage}.py" for stage in stages} <= present
+    files = {SOURCE / "stages" / f"{stage}.py" for stage in stages}
+    assert all(file.is_file() for file in files)
+    assert named == {path.name for path in set(SOURCE.rglob("*.py")) - files} - small
     assert all((ROOT / folder).is_dir() for folder in ("tests", "docs"))
 
 
