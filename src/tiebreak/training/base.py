@@ -147,7 +147,7 @@ class TreeTrainer(Trainer):
             seq2seq.refuse_half(policy, autocast=True)
         self.engine = Engine(policy, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
         if self.engine.why:
-            say(f"train: {name} runs each completion behind its own copy of the prompt, exact but slower: {self.engine.why}")
+            say(f"{name} runs each completion behind its own copy of the prompt, exact but slower: {self.engine.why}")
         if train_dataset is None:
             raise InputError("train_dataset is missing")
         super().__init__(
@@ -174,7 +174,7 @@ class TreeTrainer(Trainer):
             and any(isinstance(row, Mapping) and _is_chat(row) for row in dataset)
         ):
             end = self._tokenizer.eos_token
-            say(f"train: the tokenizer has no chat template; turns become plain text, and {end} ends an answer")
+            say(f"the tokenizer has no chat template; turns become plain text, and {end} ends an answer")
         examples, counts = self._tokenize(dataset)
         self.row_counts[split] = dict(counts)
         if not examples:
