@@ -23,7 +23,7 @@ from tiebreak import PreferenceConfig, PreferenceTrainer, models
 from tiebreak.recipe import Model
 from tiebreak.records import InputError
 from tiebreak.training import base
-from tiebreak.training.base import ByPrompt, Examples
+from tiebreak.training.examples import ByPrompt, Examples
 from tiebreak.training.reference import Cache
 from tiebreak.training.trees import Example
 

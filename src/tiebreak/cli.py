@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ def run(
     from tiebreak.run import STAGES
     from tiebreak.stages import check, perform
 
+    _refuse_several("run")
     if redo not in (None, *STAGES):
         raise InputError(f"--redo {redo}: no such stage; there is {', '.join(STAGES)}")
     current = _open(recipe, overrides, run_dir, profile)
@@ -83,6 +85,8 @@ def _stage_command(stage: str) -> None:
         from tiebreak.run import TRAINING
         from tiebreak.stages import check, perform
 
+        if stage not in TRAINING:
+            _refuse_several(stage)
         current = _open(recipe, overrides, run_dir, profile)
         with _at_work(current):
             check(current, [stage])
@@ -154,6 +158,15 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Show the v
     if version:
         print(f"tiebreak {tiebreak.__version__}")
         raise typer.Exit
+
+
+def _refuse_several(command: str) -> None:
+    """Raise InputError for a command that several processes would only get in each other's way at."""
+    from tiebreak.records import InputError
+    from tiebreak.run import TRAINING
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"{command}: accelerate launch is for {', '.join(TRAINING)}; start this one without it")
 
 
 def _open(recipe: str, overrides: list[str] | None, run_dir: Path | None, profile: str | None) -> Run:

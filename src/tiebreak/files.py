@@ -1,4 +1,7 @@
-"""Files that a crash cannot harm: JSON lines that are appended, everything else written whole or not at all."""
+"""Files that a crash cannot harm: JSON lines that are appended, everything else written whole or not at all.
+
+Of several processes at one training, the first writes.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from tiebreak.progress import first_process
 from tiebreak.records import InputError
 
 R = TypeVar("R", bound=BaseModel)
@@ -38,6 +42,9 @@ def read_jsonl(path: Path, record: type[R]) -> Iterator[R]:
 @contextmanager
 def appending(path: Path) -> Iterator[Callable[[BaseModel], None]]:
     """Yield a function that appends one record as one line, in the file as soon as it returns."""
+    if not first_process():
+        yield lambda _: None
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as stream:
         _cut_torn_line(stream)
@@ -65,6 +72,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _atomically(path: Path, pieces: Iterable[bytes]) -> None:
+    if not first_process():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as stream:

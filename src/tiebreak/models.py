@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tiebreak.files import read_json, write_json
-from tiebreak.progress import say
+from tiebreak.progress import first_process, say
 from tiebreak.recipe import Lora, Model
 from tiebreak.records import InputError, Message
 
@@ -258,6 +258,8 @@ def finish_adapter(folder: Path, base: Model, settings: Lora) -> None:
     The base is named as the recipe names it: PEFT writes the place where it was found on this machine, and, where an
     earlier adapter was merged at load, the model below that one.
     """
+    if not first_process():
+        return
     local = Path(base.name_or_path).expanduser()
     named = {"base_model_name_or_path": str(local.resolve()) if local.is_dir() else base.name_or_path, "revision": base.revision}
     write_json(folder / ADAPTER, read_json(folder / ADAPTER) | named)

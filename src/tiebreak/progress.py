@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,15 +11,23 @@ from contextlib import contextmanager
 PLAIN_SECONDS = 15.0
 
 
+def first_process() -> bool:
+    """Tell whether this is the one that speaks and writes, of the processes that `accelerate launch` starts."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(line: str) -> None:
     """Print one plain line at once."""
-    print(line, flush=True)
+    if first_process():
+        print(line, flush=True)
 
 
 @contextmanager
 def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Yield a function that is told how many more of `total` are done."""
-    if sys.stderr.isatty():
+    if not first_process():
+        yield lambda _: None
+    elif sys.stderr.isatty():
         with _bar(label, total, unit) as advance:
             yield advance
     else:

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 import tiebreak
 from tiebreak.files import digest, grew, read_json, read_jsonl, write_json, write_text
+from tiebreak.progress import first_process
 from tiebreak.recipe import GIVEN, OPERATIONAL, LlmJudge, Model, Recipe
 from tiebreak.recipe_yaml import SHIPPED, load_recipe, validate_recipe
 from tiebreak.records import Comparison, Completion, InputError, PreferencePair, Prompt, Rating
@@ -130,7 +131,14 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run against other processes; raise InputError at once where one holds it."""
+        """Hold the run against other processes; raise InputError at once where one holds it.
+
+        Processes at one training hold it together.
+        """
+        if not first_process():
+            self.manifest["stages"] = read_json(self.manifest_json)["stages"]
+            yield
+            return
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -237,6 +245,8 @@ class Run:
             gone.append(later)
             for name in FLOW[later].writes:
                 target = self.path / name
+                if not first_process():
+                    continue
                 if target.is_dir():
                     shutil.rmtree(target)
                 else:

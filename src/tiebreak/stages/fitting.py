@@ -22,7 +22,7 @@ from transformers.training_args import OptimizerNames
 
 from tiebreak import models
 from tiebreak.files import appending, read_jsonl, write_jsonl
-from tiebreak.progress import progress, say
+from tiebreak.progress import first_process, progress, say
 from tiebreak.recipe import Optimisation
 from tiebreak.records import InputError, Logged
 from tiebreak.run import Counts, Run, Training
@@ -68,7 +68,8 @@ def fit(trainer: TreeTrainer, stage: str, place: Training, watch: Watch = lambda
     for split, dropped in trainer.row_counts.items():
         if dropped:
             say(f"{stage}: of the {split} rows, {', '.join(f'{count} {reason}' for reason, count in dropped.items())}")
-    checkpoint = last_whole(place.folder)
+    with trainer.accelerator.main_process_first():  # it clears away what others must not take for a checkpoint
+        checkpoint = last_whole(place.folder)
     begun = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     before = list(read_jsonl(place.metrics_jsonl, Logged))
     write_jsonl(place.metrics_jsonl, [line for line in before if line.step <= begun])
@@ -81,6 +82,7 @@ def fit(trainer: TreeTrainer, stage: str, place: Training, watch: Watch = lambda
                 trainer.add_callback(callback)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model(str(place.model))
+        trainer.accelerator.wait_for_everyone()
         for needless in ("training_args.bin", "README.md"):  # a pickle, which nobody should have to load; PEFT's blank form
             (place.model / needless).unlink(missing_ok=True)
     logged = [line.loss for line in read_jsonl(place.metrics_jsonl, Logged) if line.loss is not None]
@@ -94,7 +96,7 @@ def fit(trainer: TreeTrainer, stage: str, place: Training, watch: Watch = lambda
 
 def tidy(place: Training, settings: Optimisation) -> None:
     """Delete the checkpoints of a training that is done."""
-    if not settings.keep_checkpoints:
+    if not settings.keep_checkpoints and first_process():
         for folder in place.folder.glob("checkpoint-*"):
             discard(folder)
 
@@ -183,7 +185,7 @@ def last_whole(folder: Path) -> Path | None:
     for path in folder.glob("checkpoint-*"):
         if re.fullmatch(r"checkpoint-\d+", path.name) and (path / COMPLETE).exists():
             whole.append(path)
-        else:
+        elif first_process():
             discard(path)
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
@@ -223,4 +225,5 @@ class _Follow(TrainerCallback):
             self.append(Logged(step=state.global_step, **values))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        if first_process():
+            (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()

@@ -104,7 +104,8 @@ class Row:
 
 def mask_of(row: Row) -> torch.Tensor:
     """Return what a model takes for its `attention_mask` and hands to every layer."""
-    mask = torch.zeros(1, 1, 1, len(row.tree), device=row.tree.device)
+    # Not of floats: FSDP's mixed precision would make a copy of them, which carries no row.
+    mask = torch.zeros(1, 1, 1, len(row.tree), dtype=torch.bool, device=row.tree.device)
     mask.row = row  # type: ignore[attr-defined]
     return mask
 

@@ -6,16 +6,15 @@ import ctypes
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import DistributedType, gather_object  # type: ignore[import-untyped]
 from torch import nn
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from tiebreak import models
@@ -23,8 +22,9 @@ from tiebreak.progress import say
 from tiebreak.recipe import Model
 from tiebreak.records import InputError
 from tiebreak.training import seq2seq, trees
+from tiebreak.training.examples import FILL, ByPrompt, Examples, Filled
 from tiebreak.training.logps import Engine
-from tiebreak.training.trees import Example, Ids
+from tiebreak.training.trees import Example
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -58,43 +58,6 @@ class TreeConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and models.has_bf16(torch.device("cpu") if self.use_cpu else models.device())
         super().__post_init__()  # type: ignore[no-untyped-call]
-
-
-class Examples(Dataset[Example]):
-    """Tokenized examples, those of one prompt next to each other; a single token, such as BOS, is no prompt to share."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        groups: dict[Ids | int, list[Example]] = {}
-        for at, example in enumerate(examples):
-            groups.setdefault(example.prompt if len(example.prompt) > 1 else at, []).append(example)
-        self.groups = list(groups.values())
-        self.examples = [example for group in self.groups for example in group]
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
-
-
-class ByPrompt(Sampler[int]):
-    """Draws prompts in a random order, anew each epoch, and each prompt's examples together."""
-
-    def __init__(self, groups: Sequence[Sequence[Any]], seed: int) -> None:
-        self.starts = list(accumulate(map(len, groups), initial=0))
-        self.seed, self.epoch = seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the order of this epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.starts[-1]
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        for group in torch.randperm(len(self.starts) - 1, generator=generator).tolist():
-            yield from range(self.starts[group], self.starts[group + 1])
 
 
 class TreeTrainer(Trainer):
@@ -162,6 +125,27 @@ class TreeTrainer(Trainer):
         # The Trainer switches the cache off and would save the model so; no forward pass here asks for one.
         policy.config.use_cache = use_cache
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Refuse ways of sharing a model between processes that would go wrong, and keep sums in fp32 under FSDP."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if self.is_fsdp_enabled:
+            from torch.distributed.fsdp import MixedPrecisionPolicy
+
+            plugin = state.fsdp_plugin
+            whole = plugin.state_dict_type.name == "FULL_STATE_DICT" and not plugin.cpu_ram_efficient_loading
+            if plugin.fsdp_version != 2 or not whole:
+                raise InputError(
+                    "FSDP: set fsdp_version: 2, fsdp_state_dict_type: FULL_STATE_DICT and fsdp_cpu_ram_efficient_loading: false, "
+                    "as the shipped fsdp2.yaml does, which says why"
+                )
+            if self._encoder_decoder:
+                raise InputError("FSDP: accelerate cannot cut up encoder-decoders' shared embeddings; take the shipped ddp.yaml")
+            if (policy := plugin.mixed_precision_policy) is not None:
+                plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=policy.param_dtype, reduce_dtype=torch.float32)
+        elif self.is_deepspeed_enabled and state.deepspeed_plugin.zero3_init_flag:
+            raise InputError("DeepSpeed: set zero3_init_flag: false, as the shipped zero3.yaml does, which says why")
+
     # --- data ------------------------------------------------------------------------------------------------------
 
     def _tokenize(self, dataset: Any) -> tuple[list[Example], Counter[str]]:
@@ -220,16 +204,22 @@ class TreeTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         dataset = train_dataset or self.train_dataset
         if self.args.train_sampling_strategy == "sequential":
-            return SequentialSampler(dataset)
-        return ByPrompt(dataset.groups, self.args.data_seed if self.args.data_seed is not None else self.args.seed)
+            return self._filled(SequentialSampler(dataset), self._train_batch_size)
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        return self._filled(ByPrompt(dataset.groups, seed), self._train_batch_size)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
+        return self._filled(SequentialSampler(eval_dataset), self.args.eval_batch_size)
+
+    def _filled(self, sampler: Sampler[int], batch: int) -> Sampler[int]:
+        """Let several processes end an epoch with batches of one size; left alone, they would count some examples twice."""
+        if self.args.world_size == 1 or self.args.dataloader_drop_last:
+            return sampler
+        return Filled(sampler, batch * self.args.world_size, lambda: int(self.state.epoch or 0))
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """Return what a step's loss is divided by: [examples, tokens of their first completions]."""
-        counts = torch.zeros(2, device=device)
-        for batch in batch_samples:
-            for part in batch["parts"]:
-                lengths = part["row"]["owner"].bincount()
-                counts += torch.tensor([len(part["rows"]), int(lengths[part["places"][:, 0]].sum())], device=device)
+        counts = torch.stack([_count(part) for batch in batch_samples for part in batch["parts"]]).sum(0).to(device)
         return self.accelerator.reduce(counts, "sum") if self.args.world_size > 1 else counts
 
     # --- steps -----------------------------------------------------------------------------------------------------
@@ -254,7 +244,7 @@ class TreeTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Return the loss summed over a batch's examples and divided by those of the whole step."""
-        whole = self._get_num_items_in_batch_alone(inputs) if num_items_in_batch is None else num_items_in_batch
+        whole = _alone(inputs) if num_items_in_batch is None else num_items_in_batch
         # DDP averages gradients over processes; the sum over all of them is wanted.
         scale = self.accelerator.num_processes if num_items_in_batch is not None else 1
         losses, rewards = [], []
@@ -262,31 +252,26 @@ class TreeTrainer(Trainer):
         for part in inputs["parts"]:
             each, values = self._part_loss(model, part, whole)
             self._stop_at_nan(each, part)
+            own = part["rows"] != FILL
             values["examples"] = torch.ones_like(each)
             names = [name for name in values if name != "rewards"]
             for name, total in zip(
-                names, torch.stack([values[name].float() for name in names]).detach().sum(-1).tolist(), strict=True
+                names, (torch.stack([values[name].float() for name in names]).detach() * own).sum(-1).tolist(), strict=True
             ):
                 sums[name] += total
-            losses.append(each.sum())
+            losses.append((each * own).sum())
             rewards.append(values.get("rewards"))
         loss = torch.stack(losses).sum() / whole[0] * scale
         if not return_outputs:
             return loss
         return loss, None if rewards[0] is None else torch.cat([one for one in rewards if one is not None])
 
-    def _get_num_items_in_batch_alone(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """Count what is in one process's batch."""
-        device = inputs["size"].device
-        tokens = [part["row"]["owner"].bincount()[part["places"][:, 0]].sum() for part in inputs["parts"]]
-        return torch.tensor([len(inputs["size"]), int(sum(tokens))], device=device)
-
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Run a batch row by row, each row forward and backward."""
         parts = inputs["parts"]
         if len(parts) == 1:
             return super().training_step(model, inputs, num_items_in_batch)
-        whole = self._get_num_items_in_batch_alone(inputs) if num_items_in_batch is None else num_items_in_batch
+        whole = _alone(inputs) if num_items_in_batch is None else num_items_in_batch
         model.train()
         if callable(start := getattr(self.optimizer, "train", None)):
             start()
@@ -346,6 +331,10 @@ class TreeTrainer(Trainer):
         total = {name: sum(sums.get(name, 0.0) for sums in everywhere) for name in {n: 0 for sums in everywhere for n in sums}}
         return {name: value / total["examples"] for name, value in total.items() if name != "examples"}
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        self.accelerator.wait_for_everyone()  # whoever goes on from here finds everyone's part written
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer.train` does; too little memory is told in one line."""
         if self.args.device.type == "cpu":
@@ -365,6 +354,18 @@ class TreeTrainer(Trainer):
 
 def _is_chat(row: Mapping[str, Any]) -> bool:
     return any(isinstance(row.get(name), list | tuple) for name in ("prompt", "chosen", "completion", "messages"))
+
+
+def _count(part: dict[str, Any]) -> torch.Tensor:
+    """Return [examples, tokens of their first completions] of a part, fillings left out."""
+    own = part["rows"] != FILL
+    lengths = part["row"]["owner"].bincount()[part["places"][:, 0]]
+    return torch.stack([own.sum(), (lengths * own).sum()]).float()
+
+
+def _alone(inputs: dict[str, Any]) -> torch.Tensor:
+    """Count what is in one process's batch, which may hold nothing but fillings."""
+    return torch.stack([_count(part) for part in inputs["parts"]]).sum(0).clamp(min=1)
 
 
 def keep_memory() -> None:

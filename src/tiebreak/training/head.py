@@ -56,7 +56,8 @@ def token_logps(
     token of `labels` (tokens,); `head` is the output layer, `bias` (vocabulary,) what the model adds to its logits. The
     second row carries no gradient.
     """
-    if type(head) is nn.Linear:
+    # FSDP gives a layer a class of its own, which does not change what it computes.
+    if isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward:
         hidden, weight = autocast(hidden), autocast(head.weight)
         added: torch.Tensor | None = head.bias
         if bias is not None:

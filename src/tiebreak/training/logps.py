@@ -110,7 +110,7 @@ def _on(device: torch.device, row: Mapping[str, torch.Tensor]) -> dict[str, torc
 def _tree_logps(model: nn.Module, row: Mapping[str, torch.Tensor], collision: bool) -> torch.Tensor:
     def answer(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         logps = token_logps(head, hidden[0, row["keep"]], row["source"], row["labels"], collision=collision)
-        return logps.reshape(1, -1, len(row["labels"])).mT
+        return logps.reshape(1, -1, len(row["labels"])).mT.clone()  # FSDP warns of views
 
     seen = attention.mask_of(attention.Row(row["tree"], row["branch"], row["position_ids"]))
     with output_layer(model, answer):

@@ -80,7 +80,7 @@ def encoder_decoder_logps(model: nn.Module, row: Mapping[str, torch.Tensor], col
 
     def answer(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         logps = token_logps(head, hidden[0], every, row["labels"], bias=bias, collision=collision)
-        return logps.reshape(1, -1, len(every)).mT
+        return logps.reshape(1, -1, len(every)).mT.clone()  # FSDP warns of views
 
     with _told_apart(bare, row), _without_bias(bare) as bias, output_layer(model, answer):
         output = model(

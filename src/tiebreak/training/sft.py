@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from tiebreak.training import rows, spans, trees
-from tiebreak.training.base import Examples, TreeConfig, TreeTrainer
+from tiebreak.training.base import TreeConfig, TreeTrainer
+from tiebreak.training.examples import Examples
 from tiebreak.training.trees import Example, Tree
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Corrupted(Examples):
         self.tokenizer, self.seed, self.epoch = tokenizer, seed, epoch
 
     def __getitem__(self, index: int) -> Example:
-        example = self.examples[index]
+        example = super().__getitem__(index)
         if example.completions:
             return example
         chance = random.Random(hash((self.seed, self.epoch(), example.prompt)))  # noqa: S311  no secret

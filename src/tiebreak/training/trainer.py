@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object  # type: ignore[import-untyped]
+from accelerate.utils import broadcast_object_list, gather_object  # type: ignore[import-untyped]
 from safetensors.torch import load_model, save_model
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from tiebreak import models
 from tiebreak.progress import progress
 from tiebreak.records import InputError
 from tiebreak.training import losses, rows, trees
-from tiebreak.training.base import Examples, TreeConfig, TreeTrainer
+from tiebreak.training.base import TreeConfig, TreeTrainer
+from tiebreak.training.examples import FILL, Examples
 from tiebreak.training.logps import against_trees
 from tiebreak.training.losses import PairLogps, Settings
 from tiebreak.training.reference import Asked, Cache, fingerprint
@@ -153,6 +155,8 @@ class PreferenceTrainer(TreeTrainer):
         if args.sync_ref_model:
             if peft_config is not None or hasattr(self.model, "peft_config"):
                 raise InputError("sync_ref_model needs a reference of all weights; it is not available with an adapter")
+            if self.is_deepspeed_enabled:
+                raise InputError("sync_ref_model is not available with DeepSpeed; launch with the shipped ddp.yaml or fsdp2.yaml")
             self.ref_model = copy.deepcopy(self.model) if ref_model is None else ref_model
             self.ref_model.to(self.args.device).requires_grad_(False).eval()
             self.add_callback(_Follow(self))
@@ -200,11 +204,14 @@ class PreferenceTrainer(TreeTrainer):
             return
         if self.state.global_step > 0 and self.ref_model is None:
             raise InputError("the policy has been trained already: pass this dataset as eval_dataset, or give a ref_model")
-        model: Any = self.model if self.ref_model is None else self.ref_model.to(self.args.device)
+        model: Any = self.model if self.ref_model is None else self.ref_model
+        if model.device != self.args.device:  # FSDP and DeepSpeed take the policy there only when training starts
+            model.to(self.args.device)
         precision = "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else str(model.dtype)
         alone = self._fresh_adapter and self.ref_model is None
         cache = Cache(models.cache() / "reference_logps.sqlite", fingerprint(model, precision, adapter=not alone))
-        self._references |= cache.read(wanted)
+        # What one process finds there goes for all: others may see what it has just written.
+        self._references |= broadcast_object_list([cache.read(wanted) if self.is_world_process_zero() else None])[0]
         todo = [asked for asked in wanted if asked not in self._references]
         if not todo:
             return
@@ -214,8 +221,12 @@ class PreferenceTrainer(TreeTrainer):
             for some in self._token_logps(mine, model, "reference"):
                 cache.write(some)  # row by row: what was computed before a kill is not computed again
                 found |= some
-        for some in gather_object([found]) if self.args.world_size > 1 else [found]:
-            self._references |= some
+        if self.args.world_size > 1:
+            for some in gather_object([found]):
+                found |= some
+            if self.is_local_process_zero():  # of processes on other machines, too
+                cache.write(found)
+        self._references |= found
 
     def _token_logps(
         self, wanted: Sequence[Asked], model: nn.Module, label: str, *, at_rest: bool = True
@@ -327,7 +338,7 @@ class PreferenceTrainer(TreeTrainer):
         ref_sums = None if reference is None else torch.zeros_like(sums).index_add(0, owner, reference)
         logps, ref_logps = sums[places], None if ref_sums is None else ref_sums[places]
         if self.args.unpaired:
-            return self._unpaired_loss(logps, ref_logps, part["desirable"])
+            return self._unpaired_loss(logps, ref_logps, part["desirable"], part["rows"] != FILL)
         shared = weight = None
         if self.args.ld_alpha is not None:
             starts = lengths.cumsum(0) - lengths
@@ -368,10 +379,10 @@ class PreferenceTrainer(TreeTrainer):
             return self._row_logps(self.ref_model, part["row"]).tokens  # type: ignore[no-any-return]
 
     def _unpaired_loss(
-        self, logps: torch.Tensor, ref_logps: Any, desirable: torch.Tensor
+        self, logps: torch.Tensor, ref_logps: Any, desirable: torch.Tensor, own: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         elsewhere = (logps[1] - ref_logps[1]).detach()
-        totals = self.accelerator.reduce(torch.stack([elsewhere.sum(), elsewhere.new_tensor(len(elsewhere))]), "sum")
+        totals = self.accelerator.reduce(torch.stack([(elsewhere * own).sum(), own.sum().to(elsewhere)]), "sum")
         kl = (totals[0] / totals[1]).clamp(min=0)
         each = losses.kto(
             logps[0], ref_logps[0], desirable, kl, beta=self.args.beta,
@@ -392,7 +403,8 @@ class _Follow(TrainerCallback):
             policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
             with torch.no_grad():
                 for kept, new in zip(self.trainer.ref_model.parameters(), policy.parameters(), strict=True):
-                    kept.lerp_(new.to(kept.dtype), args.ref_model_mixup_alpha)
+                    whole = new.full_tensor() if isinstance(new, DTensor) else new  # FSDP cuts weights up
+                    kept.lerp_(whole.to(kept.dtype), args.ref_model_mixup_alpha)
 
 
 def _asked(examples: Sequence[Example]) -> list[Asked]:

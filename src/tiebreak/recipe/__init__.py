@@ -1,0 +1,160 @@
+"""The recipe: one frozen tree for the YAML. Every key is in this package, with its help text; `tiebreak keys` prints them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from tiebreak.recipe.judges import (
+    AnyCheck,
+    Edge,
+    Judge,
+    Length,
+    LlmJudge,
+    Match,
+    NoMarkdown,
+    OneLine,
+    PromptWords,
+    Repetition,
+    RulesJudge,
+)
+from tiebreak.recipe.parts import ApiSampler, Endpoint, LocalSampler, LocalSampling, Model, Name, Provider, Sampler, Section
+from tiebreak.recipe.prompts import Filters, Prompts, Write
+from tiebreak.recipe.training import Lora, LossType, Optimisation, Pretrain, Sft, Train
+
+__all__ = [
+    "GIVEN",
+    "OPERATIONAL",
+    "AnyCheck",
+    "ApiSampler",
+    "Edge",
+    "Endpoint",
+    "Evaluate",
+    "Filters",
+    "Judge",
+    "Length",
+    "LlmJudge",
+    "LocalSampler",
+    "LocalSampling",
+    "Lora",
+    "LossType",
+    "Match",
+    "Model",
+    "Name",
+    "NoMarkdown",
+    "OneLine",
+    "Optimisation",
+    "Pair",
+    "Pretrain",
+    "PromptWords",
+    "Prompts",
+    "Provider",
+    "Recipe",
+    "Repetition",
+    "RulesJudge",
+    "Sampler",
+    "Section",
+    "Sft",
+    "Train",
+    "Write",
+]
+
+OPERATIONAL = {"batch_size", "concurrency", "max_retries", "timeout", "keep_checkpoints", "report_to"}
+"""Keys that change how fast the work goes and not what comes out: a run may go on with others."""
+
+
+class Pair(Section):
+    """How verdicts become preference pairs."""
+
+    strategy: Literal["all", "best_worst", "best_vs_rest"] = "all"
+    """Every two completions of a prompt, its best against its worst, or its best against each other one."""
+    judge: str | None = None
+    """Whose verdicts; default: the only judge."""
+    min_margin: float = Field(0.0, ge=0, le=1)
+    """Smallest margin a pair needs."""
+
+
+class Evaluate(LocalSampling):
+    """Base against tuned on held-out prompts."""
+
+    judge: str | None = None
+    """Whose verdicts; default: the judge of the pairs."""
+    models: tuple[Literal["base", "tuned"], ...] = ("base", "tuned")
+
+    @field_validator("models")
+    @classmethod
+    def _both(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value != ("base", "tuned"):
+            raise ValueError("base and tuned, in this order")
+        return value
+
+
+class Recipe(Section):
+    """Everything a run is made from."""
+
+    name: Name
+    """The run's folder under runs/."""
+    seed: int = Field(42, ge=0)
+    model: Model
+    prompts: Prompts
+    generate: tuple[Sampler, ...] = ()
+    """Who completes the prompts; each sampler completes every one."""
+    judges: tuple[Judge, ...] = ()
+    """Who decides which completion is better."""
+    pair: Pair = Pair()
+    pretrain: Pretrain | None = None
+    """Given, the model goes on with raw text first."""
+    sft: Sft | None = None
+    """Given, the model learns completions before preferences."""
+    train: Train = Train()
+    evaluate: Evaluate | None = Evaluate()
+    profiles: dict[str, dict[str, Any]] = {}  # noqa: RUF012  pydantic copies it
+    """Named sets of dotted keys that replace values: `tiebreak run RECIPE --profile NAME`."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for key, names in (
+            ("generate", [sampler.label for sampler in self.generate]),
+            ("judges", [judge.name.lower() for judge in self.judges]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{key}: two are called {twice[0]!r}; give each a name of its own")
+        if self.prompts.pairs is None:
+            if not self.generate:
+                raise ValueError("generate: missing; without ready-made pairs (prompts.pairs) completions are drawn")
+            if not self.judges:
+                raise ValueError("judges: missing; without ready-made pairs (prompts.pairs) somebody judges")
+        elif self.generate:
+            raise ValueError("generate: ready-made pairs (prompts.pairs) bring their own completions; leave it out")
+        if any(judge.name.lower() == GIVEN for judge in self.judges):
+            raise ValueError(f"judges: the name {GIVEN!r} is kept for ready-made pairs")
+        known = [judge.name for judge in self.judges] + ([GIVEN] if self.prompts.pairs else [])
+        for key, name in (("pair.judge", self.pair.judge), ("evaluate.judge", self.evaluate and self.evaluate.judge)):
+            if name is not None and name not in known:
+                raise ValueError(f"{key}: no judge {name!r}; there is {', '.join(known) or 'none'}")
+        if self.pair.judge is None and len(known) > 1:
+            raise ValueError(f"pair.judge: say which of {', '.join(known)}")
+        return self
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """Every server that the recipe asks."""
+        writer = [self.prompts.write.sampler] if self.prompts.write else []
+        return [part for part in (*writer, *self.generate, *self.judges) if isinstance(part, Endpoint)]
+
+    @property
+    def labelling_judge(self) -> str:
+        """Name of the judge whose verdicts make the pairs."""
+        return self.pair.judge or (GIVEN if self.prompts.pairs else self.judges[0].name)
+
+    @property
+    def evaluating_judge(self) -> RulesJudge | LlmJudge | None:
+        """The judge of the head-to-head; None where ready-made pairs come without one."""
+        name = (self.evaluate and self.evaluate.judge) or self.labelling_judge
+        return next((judge for judge in self.judges if judge.name == name), None)
+
+
+GIVEN = "given"
+"""Name of the sampler and of the judge of ready-made pairs."""
