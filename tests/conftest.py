@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Several workers on two cores gain nothing from more threads each; set before torch is imported.
@@ -32,6 +35,19 @@ def _own_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """Keep what tests cache out of the user's cache, but for the embedded model, which takes long to convert."""
     if "smollm2" not in request.fixturenames:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def modules_are_no_garbage(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every training collects garbage first, and going through what torch imported takes longer than the training."""
+    import transformers.trainer  # noqa: F401
+
+    for name in getattr(request.module, "FIRST", ()):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

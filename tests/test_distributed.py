@@ -1,10 +1,9 @@
 """Two processes, started by `accelerate launch` with the shipped configurations, train as one process does."""
 
-import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,13 @@ from tiebreak.records import Logged
 from tiebreak.run import Run
 from tiebreak.training import base, head
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+pytestmark = [
+    pytest.mark.usefixtures("modules_are_no_garbage"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # PEFT asks for it
+]
 
 CONFIGS = SHIPPED / "accelerate"
 Known = dict[str, Any]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imported_modules_are_no_garbage() -> Iterator[None]:
-    """Every training collects garbage first, and going through what torch imported takes longer than the training."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,9 @@
 """SftTrainer: the same training as TRL's, whatever the batches; span corruption for encoder-decoders."""
 
-import gc
 import inspect
 import random
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,12 @@ from tiebreak.training import spans
 from tiebreak.training.sft import Corrupted
 from tiebreak.training.trees import Example
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+pytestmark = [
+    pytest.mark.usefixtures("modules_are_no_garbage"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # PEFT asks for it
+]
+FIRST = ("trl.trainer.sft_trainer",)
+"""Imported before what is imported counts as no garbage."""
 
 Row = dict[str, Any]
 TOKENIZER = make_tokenizer()
@@ -46,17 +49,6 @@ SHARED = [asked(f"Idea {at % 4}", f"title {at}" + "!" * at) for at in range(14)]
 TEXTS = [{"text": "".join(chr(97 + (at * 7 + k * k) % 26) for k in range(10 + 17 * at))} for at in range(6)]
 CHAT = [turn("user", "Hi"), turn("assistant", "Hello."), turn("user", "And?"), turn("assistant", "No more.")]
 MESSAGES = [{"messages": [turn("user", f"Say {at}"), turn("assistant", "so " * (at + 1))]} for at in range(8)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imported_modules_are_no_garbage() -> Iterator[None]:
-    """Every training collects garbage first, and going through what torch imported takes longer than the training."""
-    import trl.trainer.sft_trainer  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def load(folder: Path) -> Any:

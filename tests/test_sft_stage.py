@@ -1,9 +1,7 @@
 """pretrain and sft: where their rows come from, and that what they made is the reference of the preference stage."""
 
-import gc
 import json
 import math
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,19 +23,13 @@ from tiebreak.stages.pretrain import pretrain
 from tiebreak.stages.sft import sft
 from tiebreak.training.trainer import PreferenceConfig, PreferenceTrainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing. is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.usefixtures("modules_are_no_garbage"),
+    pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing. is deprecated:FutureWarning"),
+]
 
 FAST: dict[str, Any] = {"learning_rate": 5e-3, "per_device_train_batch_size": 4, "logging_steps": 1, "bf16": False}
 GIVEN = [{"prompt": f"Idea {at}", "chosen": f"Title {at}", "rejected": "No" * (1 + at % 3)} for at in range(12)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imported_modules_are_no_garbage() -> Iterator[None]:
-    """Every training collects garbage first, and going through what torch imported takes longer than the training."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,9 @@
 """The train stage: what it writes, and that a kill at any moment costs no more than the steps since the last checkpoint."""
 
-import gc
 import importlib.util
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -29,7 +27,10 @@ from tiebreak.stages import train as stage
 from tiebreak.stages.train import HeldOut, train
 from tiebreak.training import losses
 
-pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing. is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.usefixtures("modules_are_no_garbage"),
+    pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing. is deprecated:FutureWarning"),
+]
 
 TRAIN = {
     "learning_rate": 1e-3,
@@ -39,15 +40,6 @@ TRAIN = {
     "save_steps": 2,
     "bf16": False,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imported_modules_are_no_garbage() -> Iterator[None]:
-    """Every training collects garbage first, and going through what torch imported takes longer than the training."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

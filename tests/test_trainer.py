@@ -1,13 +1,11 @@
 """PreferenceTrainer: the same training as TRL's, whatever the batches, checkpoints and adapters."""
 
 import copy
-import gc
 import inspect
 import itertools
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,17 @@ from conftest import TEMPLATE, make_causal
 from tiebreak import PreferenceConfig, PreferenceTrainer, models
 from tiebreak.recipe import Model
 from tiebreak.records import InputError
-from tiebreak.training import base
+from tiebreak.training import base, logps
 from tiebreak.training.examples import ByPrompt, Examples
 from tiebreak.training.reference import Cache
 from tiebreak.training.trees import Example
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+pytestmark = [
+    pytest.mark.usefixtures("modules_are_no_garbage"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # PEFT asks for it
+]
+FIRST = ("trl.trainer.dpo_trainer",)
+"""Imported before what is imported counts as no garbage."""
 
 Row = dict[str, Any]
 LOGGED = (
@@ -107,17 +110,6 @@ def weights(trainer: PreferenceTrainer) -> torch.Tensor:
 def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imported_modules_are_no_garbage() -> Iterator[None]:
-    """Every training collects garbage first, and going through what torch imported takes longer than the training."""
-    import trl.trainer.dpo_trainer  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 # --- the public door -----------------------------------------------------------------------------------------------
@@ -413,6 +405,25 @@ def test_an_encoder_decoders_adapter_and_held_out_pairs(tiny_t5: Path, tmp_path:
     (rewards,) = {len(group) for group in trainer.held_out_rewards()}
     assert rewards == 1
     assert all(chosen > rejected for group in trainer.held_out_rewards() for chosen, rejected in group)
+
+
+def test_another_model_as_an_encoder_decoders_reference(tiny_t5: Path, tmp_path: Path) -> None:
+    reference = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5, attn_implementation="eager")
+    trainer = PreferenceTrainer(
+        str(tiny_t5), reference, PreferenceConfig(**common(tmp_path, {"max_steps": 1})), train_dataset=PLAIN_TEXT
+    )
+    trainer.train()
+    assert logged(trainer, ("loss",))[0, 0] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_a_reference_that_takes_no_tree(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trained(tiny, tmp_path)
+    reference = load(tiny)
+    against = logps.against_trees
+    monkeypatch.setattr(logps, "against_trees", lambda model: "it is a test" if model is reference else against(model))
+    trainer = trained(tiny, tmp_path, ref_model=reference)
+    assert (trainer.engine.mode, trainer.engine.why) == ("padded", "it is a test")
+    torch.testing.assert_close(logged(trainer, PLAIN), logged(whole, PLAIN), atol=1e-5, rtol=1e-5)
 
 
 def test_fp16_is_refused_for_t5(tiny_t5: Path, tmp_path: Path) -> None:

@@ -171,7 +171,8 @@ class TreeTrainer(Trainer):
         """Return how long a row may be; where processes wait for one another in every layer, all run one row a batch."""
         if self.accelerator.distributed_type in {DistributedType.FSDP, DistributedType.DEEPSPEED}:
             return math.inf
-        return ROW_TOKENS.get(self.args.device.type, OTHER_ROW_TOKENS)
+        most = ROW_TOKENS.get(self.args.device.type, OTHER_ROW_TOKENS)
+        return min(most, 2048) if self._encoder_decoder else most  # their masks are dense
 
     def _collate(self, examples: list[Example]) -> dict[str, Any]:
         """Make a batch: `size` (examples,) of ones, and `parts`, one for each row, which `_part` makes."""

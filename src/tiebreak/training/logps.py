@@ -49,6 +49,13 @@ class Engine:
         self.why = against_trees(model)
         self.mode = "padded" if self.why else "tree"
 
+    def admit(self, model: Any) -> None:
+        """Let another model, a reference, run the same rows."""
+        if self.mode == "encoder-decoder":
+            seq2seq.prepare(model)
+        elif self.mode == "tree" and (why := against_trees(model)):
+            self.mode, self.why = "padded", why
+
     def rows(self, grown: Sequence[trees.Tree], row_tokens: float) -> list[list[int]]:
         """Gather trees into rows of about `row_tokens` tokens; returns the places of each row's trees."""
         if self.mode != "padded":

@@ -23,7 +23,6 @@ from tiebreak.records import InputError
 from tiebreak.training import losses, rows, trees
 from tiebreak.training.base import TreeConfig, TreeTrainer
 from tiebreak.training.examples import FILL, Examples
-from tiebreak.training.logps import against_trees
 from tiebreak.training.losses import PairLogps, Settings
 from tiebreak.training.reference import Asked, Cache, fingerprint
 from tiebreak.training.trees import Example
@@ -150,8 +149,8 @@ class PreferenceTrainer(TreeTrainer):
             model, args, train_dataset, eval_dataset, processing_class, peft_config,
             compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers,
         )  # fmt: skip
-        if ref_model is not None and self.engine.mode == "tree" and against_trees(ref_model):
-            self.engine.mode = "padded"
+        if ref_model is not None:
+            self.engine.admit(ref_model)
         if args.sync_ref_model:
             if peft_config is not None or hasattr(self.model, "peft_config"):
                 raise InputError("sync_ref_model needs a reference of all weights; it is not available with an adapter")
