@@ -553,6 +553,13 @@ def test_one_prompt_gives_a_mean_without_an_interval(run: Run) -> None:
     assert "Length in characters 141 117–166 – 96" in words
 
 
+def test_what_training_was_warned_of_is_told(run: Run) -> None:
+    assert "chosen fell" not in page_of(run)
+    with run.metrics_jsonl.open("a") as stream:
+        stream.write(json.dumps({"step": 30, "warning": "displacement", "sentence": "chosen fell <by> 2"}) + "\n")
+    assert "<strong>Step 30:</strong> chosen fell &lt;by&gt; 2" in page_of(run)
+
+
 def test_curves_skip_what_cannot_be_drawn_and_a_torn_last_line(run: Run) -> None:
     write_metrics(run, [{"step": 1, "loss": math.nan}, {"step": 2, "loss": 0.5, "rewards/margins": -0.25, "note": "text"}])
     with run.metrics_jsonl.open("a") as stream:

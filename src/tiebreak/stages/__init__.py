@@ -113,7 +113,8 @@ def _train(counts: Counts) -> str:
         return f"skipped: {counts['skipped']}"
     loss = "" if counts["loss"] is None else f", mean loss {counts['loss']:.3f}"  # fewer steps than are between two logs
     best = f", best at step {counts['best_step']}" if "best_step" in counts else ""
-    return f"{counts['steps']} steps on {counts['pairs']} pairs of {counts['prompts']} prompts{loss}{best}"
+    warned = f"; warned of {' and '.join(counts['warnings'])}" if "warnings" in counts else ""
+    return f"{counts['steps']} steps on {counts['pairs']} pairs of {counts['prompts']} prompts{loss}{best}{warned}"
 
 
 def _evaluate(counts: Counts) -> str:
