@@ -114,7 +114,11 @@ def report(run: Run) -> Counts:
         table=table,
         trained={"steps": 0, "pairs": 0, "rows": {}} | run.counts("train"),
         training=training,
-        warned=[(line.step, line.sentence) for line in read_jsonl(run.metrics_jsonl, Logged) if getattr(line, "sentence", None)],
+        warned=[
+            (line.step, sentence)
+            for line in read_jsonl(run.metrics_jsonl, Logged)
+            if (sentence := getattr(line, "sentence", None))
+        ],
         examples=examples,
         stages=[(stage, run.manifest["stages"][stage]) for stage in STAGES[:-1] if stage in run.manifest["stages"]],
         versions=_versions(run),
