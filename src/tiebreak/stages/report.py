@@ -115,9 +115,9 @@ def report(run: Run) -> Counts:
         trained={"steps": 0, "pairs": 0, "rows": {}} | run.counts("train"),
         training=training,
         warned=[
-            (line.step, sentence)
+            (line.step, told)
             for line in read_jsonl(run.metrics_jsonl, Logged)
-            if (sentence := getattr(line, "sentence", None))
+            if (told := getattr(line, "sentence", None))
         ],
         examples=examples,
         stages=[(stage, run.manifest["stages"][stage]) for stage in STAGES[:-1] if stage in run.manifest["stages"]],
