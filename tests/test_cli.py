@@ -266,16 +266,16 @@ def test_a_run_over_a_server_ends_with_the_path_of_its_report(recipe: Path, tiny
 
 def test_an_interrupt_is_one_line_and_the_run_goes_on(recipe: Path, tiny: Path) -> None:
     folder = recipe.parent
-    with stub(lambda number, asked: reply(f"{number}") if number < 3 else slow(20, reply("late"))) as server:
+    with stub(lambda number, asked: reply(f"{number}") if number < 3 else slow(120, reply("late"))) as server:
         write(folder, tiny, generate={**API, "base_url": server.url, "n": 2, "concurrency": 1})
         assert tiebreak("prepare", "r.yaml", cwd=folder).returncode == 0
         command = [sys.executable, "-m", "tiebreak", "generate", "r.yaml"]
         with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while server.calls < 4 and time.monotonic() < deadline:
                 time.sleep(0.02)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=15)
+            out, err = process.communicate(timeout=60)
         assert (process.returncode, out, err) == (130, "", "tiebreak: stopped; the same command goes on from here\n")
     run = Run(folder / "runs/r")
     assert (run.state("generate"), len(run.draws())) == ("stopped", 3)
