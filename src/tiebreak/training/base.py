@@ -373,7 +373,7 @@ def keep_memory() -> None:
     """Let glibc keep the memory of freed tensors.
 
     By default it gives large blocks back to the kernel at once and has them zeroed, page by page, when it takes them
-    again: a quarter of the time of a step in bf16.
+    again, in every step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
