@@ -114,11 +114,7 @@ def report(run: Run) -> Counts:
         table=table,
         trained={"steps": 0, "pairs": 0, "rows": {}} | run.counts("train"),
         training=training,
-        warned=[
-            (line.step, told)
-            for line in read_jsonl(run.metrics_jsonl, Logged)
-            if (told := getattr(line, "sentence", None))
-        ],
+        warned=[(line.step, told) for line in read_jsonl(run.metrics_jsonl, Logged) if (told := getattr(line, "sentence", None))],
         examples=examples,
         stages=[(stage, run.manifest["stages"][stage]) for stage in STAGES[:-1] if stage in run.manifest["stages"]],
         versions=_versions(run),
