@@ -22,10 +22,10 @@ from tiebreak.metrics.findings import Finding, excerpt
 from tiebreak.metrics.power import prompts_to_show
 from tiebreak.metrics.rules import RULES
 from tiebreak.records import InputError, Message, PreferencePair, Prompt
+from tiebreak.reporting.view import AuditFile, Seen, Token, as_html, as_text
 from tiebreak.run import Run
 from tiebreak.stages.audit import audit, audit_file, audit_run, exit_code, lines, view_file, view_run
 from tiebreak.stages.tokens import token_findings, view
-from tiebreak.stages.view import AuditFile, Seen, Token, as_html, as_text
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason=f"no public data at {DATA}")

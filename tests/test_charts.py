@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tiebreak.stages.charts import INK, OTHERS, TUNED, WIDTH, Bar, Curve, Drawing, Estimate, bars, columns, curves, ladder
+from tiebreak.reporting.charts import INK, OTHERS, TUNED, WIDTH, Bar, Curve, Drawing, Estimate, bars, columns, curves, ladder
 
 SHARE = Estimate(0.6, (0.45, 0.72), 40, rate=True)
 

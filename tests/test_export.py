@@ -14,15 +14,15 @@ import pytest
 
 from conftest import SHARED
 from scripted import LLM, RULES, Draws, Says, prompt, put, put_in, shorter, start, typed
+from tiebreak.exchange.formats import read_annotations, read_outputs
+from tiebreak.exchange.mt_bench import read_mt_bench_answers, read_mt_bench_questions
 from tiebreak.files import write_jsonl
+from tiebreak.publish.export import export
 from tiebreak.recipe import Evaluate, Model
 from tiebreak.records import Comparison, Message, PreferencePair, Prompt, Rating
 from tiebreak.run import Run
 from tiebreak.stages.evaluate import evaluate
-from tiebreak.stages.export import export
-from tiebreak.stages.formats import read_annotations, read_outputs
 from tiebreak.stages.judge import judge
-from tiebreak.stages.mt_bench import read_mt_bench_answers, read_mt_bench_questions
 from tiebreak.stages.pair import pair
 from tiebreak.stages.prepare import prepare
 

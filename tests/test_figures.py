@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from test_report import page_of, rich_run
-from tiebreak.stages.charts import TUNED, Bar, Estimate, bars
-from tiebreak.stages.figures import LONGEST_NAME, MOST_ROWS, Cell, Chart, Table, leading, write_figures
+from tiebreak.reporting.charts import TUNED, Bar, Estimate, bars
+from tiebreak.reporting.figures import LONGEST_NAME, MOST_ROWS, Cell, Chart, Table, leading, write_figures
 
 SHARE = Estimate(0.625, (0.5, 0.75), 40, rate=True)
 TABLE = Table("t", ("measure", "tuned", "verdict"), [["a, b", SHARE, "better"], ["c", None, Cell("3 s", value=3.0)]])

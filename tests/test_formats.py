@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import SHARED
-from tiebreak.metrics.agreement import Verdicts
-from tiebreak.records import Comparison, Completion, InputError, Message, Prompt, Rating
-from tiebreak.samplers.turns import transcript
-from tiebreak.stages.formats import read_annotations, read_outputs, write_annotations, write_outputs
-from tiebreak.stages.mt_bench import (
+from tiebreak.exchange.formats import read_annotations, read_outputs, write_annotations, write_outputs
+from tiebreak.exchange.mt_bench import (
     read_mt_bench_answers,
     read_mt_bench_questions,
     write_mt_bench_answers,
     write_mt_bench_judgments,
     write_mt_bench_questions,
 )
+from tiebreak.metrics.agreement import Verdicts
+from tiebreak.records import Comparison, Completion, InputError, Message, Prompt, Rating
+from tiebreak.samplers.turns import transcript
 
 Entry = dict[str, Any]
 OUTPUTS: list[Entry] = [

@@ -14,12 +14,12 @@ from scripted import RULES, prompt, put, start
 from tiebreak.cli import app
 from tiebreak.files import read_json, write_json
 from tiebreak.metrics.length_control import length_controlled
+from tiebreak.metrics.versus import plain
 from tiebreak.metrics.winrate import mean, rate
 from tiebreak.records import InputError
 from tiebreak.run import Run
 from tiebreak.stages.compare import compare
 from tiebreak.stages.gate import gate
-from tiebreak.stages.versus import plain
 
 
 def evaluated(folder: Path, wins: int, losses: int, scores: list[float], **changes: Any) -> Run:

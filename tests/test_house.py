@@ -12,7 +12,7 @@ import tiebreak
 SOURCE = Path(tiebreak.__file__).parent
 ORDER = (
     *("records", "progress", "files", "recipe", "recipe_yaml", "flow", "run", "hub", "tiny", "models", "metrics"),
-    *("training", "samplers", "judges", "stages", "show", "loops", "api", "app", "cli"),
+    *("training", "samplers", "judges", "exchange", "reporting", "stages", "publish", "show", "loops", "api", "app", "cli"),
 )
 """Lowest first; a module imports its own package and what stands before it."""
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "openai", "matplotlib", "sklearn", "scipy", "pandas")

@@ -24,19 +24,19 @@ from hub_server import READ_ONLY, TOKEN, Hub, hub_server
 from scripted import llm, shorter, typed
 from test_export import ASKED, HELD_OUT, finished, rows_of
 from tiebreak.cli import app
+from tiebreak.exchange import imports
 from tiebreak.files import write_json, write_jsonl, write_text
 from tiebreak.judges.canaries import canaries
+from tiebreak.publish import export as exports
+from tiebreak.publish.cards import escaped, known_as
+from tiebreak.publish.pull import pull
+from tiebreak.publish.push import push
 from tiebreak.recipe import Price
 from tiebreak.records import Comparison, InputError
 from tiebreak.run import Run
 from tiebreak.samplers.ledger import Call, Ledger
-from tiebreak.stages import export as exports
-from tiebreak.stages import imports
-from tiebreak.stages.cards import escaped, known_as
 from tiebreak.stages.pair import pair
 from tiebreak.stages.prepare import prepare
-from tiebreak.stages.pull import pull
-from tiebreak.stages.push import push
 
 pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's
 BOTH = ("--dataset", "me/titles", "--model", "me/titles-model")
@@ -77,7 +77,7 @@ import datasets
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from tiebreak.run import Run
 from tiebreak.stages.prepare import prepare
-from tiebreak.stages.pull import pull
+from tiebreak.publish.pull import pull
 
 model = AutoModelForCausalLM.from_pretrained("me/titles-model")
 tokenizer = AutoTokenizer.from_pretrained("me/titles-model")

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from conftest import SHARED
 from scripted import start, typed
+from tiebreak.exchange.asked import Answer, Asked, paired
+from tiebreak.exchange.imports import import_labels
 from tiebreak.records import InputError
-from tiebreak.stages.asked import Answer, Asked, paired
-from tiebreak.stages.imports import import_labels
 from tiebreak.stages.pair import pair
 from tiebreak.stages.prepare import prepare
 

@@ -19,10 +19,10 @@ from tiebreak.files import read_jsonl, write_jsonl
 from tiebreak.loops.iterate import iterate
 from tiebreak.recipe import LocalSampling, Model
 from tiebreak.records import Completion, InputError, Logged, Message, PreferencePair, Prompt
+from tiebreak.reporting.repeated import Loop, read_loop
 from tiebreak.run import Counts, Run
 from tiebreak.stages import check
 from tiebreak.stages import report as stage
-from tiebreak.stages.repeated import Loop, read_loop
 from tiebreak.stages.train import HeldOut, train
 from tiebreak.training.scoring import score
 

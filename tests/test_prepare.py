@@ -15,13 +15,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tiebreak.exchange.sources import Row
 from tiebreak.files import read_jsonl
 from tiebreak.recipe import Prompts
 from tiebreak.records import Comparison, Completion, InputError, Message, Prompt
 from tiebreak.run import Run
 from tiebreak.stages import prepare as stage
 from tiebreak.stages.prepare import prepare
-from tiebreak.stages.sources import Row
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 REST = {

@@ -17,11 +17,11 @@ from tiebreak.loops.search import search
 from tiebreak.loops.variants import variants
 from tiebreak.recipe import Endpoint, LlmJudge, Model, Recipe, Section
 from tiebreak.recipe_yaml import SHIPPED, load_recipe, parse_yaml, validate_recipe
+from tiebreak.reporting.repeated import read_loop
 from tiebreak.run import Run
 from tiebreak.samplers.api import PRESETS
 from tiebreak.samplers.prices import price_of
 from tiebreak.stages import check, perform
-from tiebreak.stages.repeated import read_loop
 from tiebreak.tiny import TINY_T5
 
 pytestmark = pytest.mark.usefixtures("modules_are_no_garbage")
@@ -156,7 +156,10 @@ def test_the_commands_that_it_names_exist(words: list[str]) -> None:
 # --- offline profiles ----------------------------------------------------------------------------------------------
 
 SMALLER: dict[str, tuple[str, ...]] = {
-    "legal-flan-t5": ("prompts.write.n=18", "pretrain.num_train_epochs=1", "sft.num_train_epochs=1"),
+    "legal-flan-t5": (
+        *("prompts.write.n=18", "prompts.filters={}", "pretrain.num_train_epochs=1", "sft.num_train_epochs=1"),
+        "judges.0.checks=[{check: length, max: 60}]",  # of bytes, which are all that it writes
+    ),
     "human-like": ("prompts.filters.random=16", "evaluate.max_new_tokens=8"),
     "youtube-titles": ("prompts.filters.random=10", "train.num_train_epochs=1", "evaluate.n=1"),
     "truthful-qwen": ("prompts.filters.first=20", "search.space={train.beta: [0.1, 0.3]}"),

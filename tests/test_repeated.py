@@ -12,10 +12,10 @@ import pytest
 from scripted import start
 from tiebreak.files import write_json
 from tiebreak.records import InputError
+from tiebreak.reporting.charts import BASE, TUNED, Estimate
+from tiebreak.reporting.figures import Cell
+from tiebreak.reporting.repeated import Loop, Row, course, read_loop, repeated
 from tiebreak.run import Run
-from tiebreak.stages.charts import BASE, TUNED, Estimate
-from tiebreak.stages.figures import Cell
-from tiebreak.stages.repeated import Loop, Row, course, read_loop, repeated
 
 
 def rate(value: float, n: int = 120, half: float = 0.05) -> dict[str, Any]:

@@ -21,9 +21,9 @@ import tiebreak
 from tiebreak.files import write_json, write_jsonl
 from tiebreak.recipe import Price
 from tiebreak.records import Comparison, Completion, InputError, Message, Prompt
+from tiebreak.reporting.charts import BASE, CHOSEN, INK, REJECTED, TUNED, Estimate
 from tiebreak.run import OPTIONAL, STAGES, Run
 from tiebreak.samplers.ledger import Call, Ledger
-from tiebreak.stages.charts import BASE, CHOSEN, INK, REJECTED, TUNED, Estimate
 from tiebreak.stages.report import report
 
 STAGES = tuple(stage for stage in STAGES if stage not in OPTIONAL)  # the others: test_sft_stage.py
@@ -780,7 +780,7 @@ def test_the_page_is_self_contained_and_the_same_each_time(run: Run) -> None:
 
 def test_the_one_script_is_ours_and_no_other_may_run(run: Run) -> None:
     page = page_of(run)
-    script = (Path(tiebreak.__file__).parent / "stages" / "report.js").read_text(encoding="utf-8")
+    script = (Path(tiebreak.__file__).parent / "reporting" / "report.js").read_text(encoding="utf-8")
     assert f"<script>{script}</script>" in page
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{allowed}'\"" in page

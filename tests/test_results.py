@@ -14,13 +14,22 @@ from test_report import MODELS, a_rich_summary, a_summary
 from tiebreak.metrics.text import describe
 from tiebreak.metrics.winrate import rate
 from tiebreak.recipe_yaml import parse_yaml, validate_recipe
-from tiebreak.stages.charts import BASE, OTHERS, TUNED, Estimate
+from tiebreak.reporting.charts import BASE, OTHERS, TUNED, Estimate
+from tiebreak.reporting.figures import Cell, Table
+from tiebreak.reporting.meetings import Met
+from tiebreak.reporting.reading import BINS, FEWEST, MOST, by_length, to_read
+from tiebreak.reporting.results import (
+    TEXTS,
+    before_after,
+    categories,
+    colours,
+    everybody,
+    models_of,
+    probabilities,
+    qualifications,
+)
 from tiebreak.stages.concord import MOST as MOST_PAIRS
-from tiebreak.stages.figures import Cell, Table
-from tiebreak.stages.meetings import Met
-from tiebreak.stages.reading import BINS, FEWEST, MOST, by_length, to_read
 from tiebreak.stages.report import LARGEST
-from tiebreak.stages.results import TEXTS, before_after, categories, colours, everybody, models_of, probabilities, qualifications
 
 
 def told(**wins: Any) -> str:

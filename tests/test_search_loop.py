@@ -29,11 +29,11 @@ from tiebreak.recipe import Search
 from tiebreak.recipe.loops import Range
 from tiebreak.recipe_yaml import load_recipe, parse_yaml
 from tiebreak.records import Completion, InputError, PreferencePair
+from tiebreak.reporting.charts import Estimate
+from tiebreak.reporting.repeated import Loop
+from tiebreak.reporting.trials import of_trials
 from tiebreak.run import Run
 from tiebreak.samplers.local import Local
-from tiebreak.stages.charts import Estimate
-from tiebreak.stages.repeated import Loop
-from tiebreak.stages.trials import of_trials
 from tiebreak.training.trainer import PreferenceTrainer
 
 pytestmark = pytest.mark.usefixtures("modules_are_no_garbage")

@@ -248,7 +248,7 @@ def test_what_may_pass_1_is_no_rate(name: str) -> None:
 def test_the_light_side_stays_light() -> None:
     """A rule measures repetition without scipy, and files are read without torch."""
     code = (
-        "import sys, tiebreak.metrics.text, tiebreak.stages.formats, tiebreak.stages.mt_bench\n"
+        "import sys, tiebreak.metrics.text, tiebreak.exchange.formats, tiebreak.exchange.mt_bench\n"
         "heavy = {'torch', 'transformers', 'scipy', 'sacrebleu', 'rapidfuzz', 'lxml'}\n"
         "print(heavy & {*sys.modules})\n"
         "import tiebreak.metrics.behaviour\n"

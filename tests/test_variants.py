@@ -17,10 +17,10 @@ from tiebreak.loops.variants import variants
 from tiebreak.recipe import Model
 from tiebreak.recipe_yaml import validate_recipe
 from tiebreak.records import Completion, InputError
+from tiebreak.reporting.repeated import read_loop
 from tiebreak.run import Run
 from tiebreak.samplers import local
 from tiebreak.stages import report
-from tiebreak.stages.repeated import read_loop
 
 pytestmark = pytest.mark.usefixtures("modules_are_no_garbage")
 

@@ -324,9 +324,9 @@ def push(
     dry_run: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write what would be sent, and send nothing.")] = None,
 ) -> None:
     """Push a run's pairs and its model to the Hugging Face Hub, with cards; go on where an earlier push stopped."""
+    from tiebreak.publish.push import push as pushed
     from tiebreak.records import InputError
     from tiebreak.run import Run
-    from tiebreak.stages.push import push as pushed
 
     if adapter and merged:
         raise InputError("push: --adapter or --merged, not both")
@@ -350,7 +350,7 @@ def pull(
     recipe: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a recipe that starts from pushed pairs."""
-    from tiebreak.stages.pull import pull as pulled
+    from tiebreak.publish.pull import pull as pulled
 
     for line in pulled(dataset, recipe):
         print(line)
@@ -366,8 +366,8 @@ def export_run(
     ],
 ) -> None:
     """Write pairs, or evaluated models' answers and verdicts, as files that other tools read."""
+    from tiebreak.publish.export import export
     from tiebreak.run import Run
-    from tiebreak.stages.export import export
 
     for line in export(Run(run_dir), target, form):
         print(line)
@@ -385,7 +385,7 @@ def import_file(
     unpaired: Annotated[bool, typer.Option("--unpaired", help="Of thumbs: every answer with its label, for kto.")] = False,
 ) -> None:
     """Turn labels that people or other tools gave into pairs for a recipe's prompts.source."""
-    from tiebreak.stages.imports import import_labels
+    from tiebreak.exchange.imports import import_labels
 
     for line in import_labels(source, form, target, unpaired=unpaired):
         print(line)

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from tiebreak.metrics.agreement import Outcome, Verdicts
 from tiebreak.recipe import GIVEN
 from tiebreak.records import InputError, Prompt
+from tiebreak.reporting.meetings import read_meetings
 from tiebreak.run import Run
 from tiebreak.stages.judge import twos
-from tiebreak.stages.meetings import read_meetings
 from tiebreak.stages.pair import attempts
 
 TIMES = {1: "once", 2: "twice"}

@@ -113,14 +113,10 @@ def build(home: Home) -> gr.Blocks:
 
 def _pages(home: Home) -> dict[str, ModuleType]:
     """Return the module of each page: `page(home)` builds it; it may have a CSS of its own."""
-    from importlib import import_module
+    from tiebreak.app import data, label, playground, runs, start
 
-    found: dict[str, ModuleType] = {}
-    for name in ("runs", "start", "label", "data", "playground"):
-        if name == "start" and (home.only or not home.may_start):
-            continue
-        found[name.capitalize()] = import_module(f"tiebreak.app.{name}")
-    return found
+    begin = {"Start": start} if home.may_start and not home.only else {}
+    return {"Runs": runs, **begin, "Label": label, "Data": data, "Playground": playground}
 
 
 def _in_a_loop(make: Callable[[], T]) -> T:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from tiebreak.app.look import as_text
 from tiebreak.records import InputError, Logged
-from tiebreak.stages.charts import BASE, CHOSEN, REJECTED, TUNED, Curve, curves
+from tiebreak.reporting.charts import BASE, CHOSEN, REJECTED, TUNED, Curve, curves
 
 MOST_POINTS = 300
 """Of a curve, which is less than 300 pixels wide."""

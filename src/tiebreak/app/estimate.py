@@ -8,13 +8,13 @@ from math import comb
 from pathlib import Path
 from typing import NamedTuple
 
+from tiebreak.exchange.sources import READERS
 from tiebreak.judges.questions import question
 from tiebreak.recipe import ApiModel, ApiSampler, Endpoint, LlmJudge, Recipe, Sampler
 from tiebreak.recipe_yaml import SHIPPED
 from tiebreak.records import InputError, Message, Prompt
 from tiebreak.samplers.ledger import dollars
 from tiebreak.samplers.prices import CHARACTERS_PER_TOKEN, price_of
-from tiebreak.stages.sources import READERS
 
 LARGEST_SOURCE = 20_000_000
 """Bytes of a file whose rows are counted for an estimate."""

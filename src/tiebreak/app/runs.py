@@ -17,9 +17,9 @@ from tiebreak.app.curves import Metrics
 from tiebreak.app.home import Home, Summary
 from tiebreak.app.look import as_text, choose_runs, heading, sheet, told
 from tiebreak.records import InputError
+from tiebreak.reporting.charts import Estimate
 from tiebreak.run import TRAINING, Counts, Run
 from tiebreak.stages import describe
-from tiebreak.stages.charts import Estimate
 from tiebreak.stages.compare import compare
 
 LOOK_EVERY, LIST_EVERY = 2.0, 5.0
@@ -96,7 +96,7 @@ def page(home: Home) -> None:
         work.stop(home, name)
         gr.Info("It was asked to stop, and does after the step that is under way.")
 
-    quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
     gr.on(None, listing, [find, order, listed], [table, listed], **quietly)
     gr.Timer(LIST_EVERY).tick(listing, [find, order, listed], [table, listed], **quietly)
     gr.on(None, first, [], [chosen, seen], **quietly).then(look, [chosen, seen], details, **quietly)

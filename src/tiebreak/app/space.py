@@ -11,10 +11,10 @@ from typing import Any
 from tiebreak import hub, models
 from tiebreak.app.asked import SAMPLING
 from tiebreak.files import read_json, write_text
+from tiebreak.publish.cards import known_as
 from tiebreak.recipe import LocalSampling
 from tiebreak.records import InputError
 from tiebreak.run import Run
-from tiebreak.stages.cards import known_as
 
 EXAMPLES = 6
 """Test prompts that the page offers; they are published with it."""

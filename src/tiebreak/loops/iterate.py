@@ -10,9 +10,9 @@ from tiebreak.files import read_jsonl, write_json, write_jsonl
 from tiebreak.loops.children import Contender, child, claim, cost, lend, meet, perform_all, tuned
 from tiebreak.recipe import Iterate, LocalSampler, Recipe
 from tiebreak.records import Completion, InputError, PreferencePair
+from tiebreak.reporting.repeated import Loop, Row, read_loop
 from tiebreak.run import Run
 from tiebreak.stages import perform
-from tiebreak.stages.repeated import Loop, Row, read_loop
 
 FALLS = ("displacement", "both fall", "drift")
 """What the monitor warns of where completions become less likely."""

@@ -22,10 +22,10 @@ from tiebreak.models import cache
 from tiebreak.progress import say
 from tiebreak.recipe_yaml import load_recipe
 from tiebreak.records import InputError, content_hash
+from tiebreak.reporting.charts import Estimate
+from tiebreak.reporting.repeated import Loop, Row
 from tiebreak.run import Run
 from tiebreak.stages import check, perform
-from tiebreak.stages.charts import Estimate
-from tiebreak.stages.repeated import Loop, Row
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial

@@ -12,9 +12,9 @@ from tiebreak.loops.children import Contender, changed, child, claim, cost, meet
 from tiebreak.recipe import Recipe
 from tiebreak.recipe.evaluation import OWN_MODELS
 from tiebreak.records import InputError
+from tiebreak.reporting.repeated import Loop, Row
 from tiebreak.run import STAGES, Run
 from tiebreak.stages import check, perform
-from tiebreak.stages.repeated import Loop, Row
 
 HALF = 0.5
 Raw = Mapping[str, Any]

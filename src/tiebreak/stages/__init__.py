@@ -76,7 +76,7 @@ def check_parts(run: Run, parts: Sequence[Section]) -> None:
 
             build.check(part, run)
         if isinstance(part, Outputs):
-            from tiebreak.stages import answered
+            from tiebreak.exchange import answered
 
             answered.check(run.resolve(part.file))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tiebreak import models
+from tiebreak.exchange.sources import READERS, Row, columns_of, content_of, need_column, read_rows
 from tiebreak.files import read_json, read_jsonl, write_json
 from tiebreak.judges.language import detect
 from tiebreak.metrics.audit import Audited, Bad, Pair, ordered
@@ -23,12 +24,11 @@ from tiebreak.progress import say
 from tiebreak.recipe import LlmJudge, Model, Prompts, RulesJudge, Train
 from tiebreak.recipe.prompts import PairColumns
 from tiebreak.records import Completion, InputError, Message, PreferencePair, Prompt, Rating
+from tiebreak.reporting.view import AuditFile, Seen
 from tiebreak.run import Counts, Run
 from tiebreak.stages.prepare import candidates
-from tiebreak.stages.sources import READERS, Row, columns_of, content_of, need_column, read_rows
 from tiebreak.stages.tokens import token_findings, view
 from tiebreak.stages.trust import trust
-from tiebreak.stages.view import AuditFile, Seen
 
 HELD_OUT = {"test", "validation", "valid", "val", "dev", "eval"}
 """What a column `split` says of rows that are not trained on."""

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tiebreak.exchange.formats import read_annotations
 from tiebreak.files import read_json
 from tiebreak.metrics.agreement import WORTH
 from tiebreak.metrics.length_control import length_controlled
+from tiebreak.metrics.versus import headline_of, plain, word
 from tiebreak.metrics.winrate import rate
 from tiebreak.records import Comparison
 from tiebreak.run import Run
 from tiebreak.samplers.ledger import spent
-from tiebreak.stages.formats import read_annotations
-from tiebreak.stages.versus import headline_of, plain, word
 
 Column = Run | Path
 """A run, or a file of annotations."""

@@ -9,11 +9,11 @@ from typing import Any
 
 from tiebreak.judges import human
 from tiebreak.metrics.agreement import Agreement, Outcome, Two, Verdicts, agreement
+from tiebreak.metrics.versus import plain
 from tiebreak.recipe import HumanJudge, Judge
 from tiebreak.records import content_hash
 from tiebreak.run import Run
 from tiebreak.stages.judge import ask, twos
-from tiebreak.stages.versus import plain
 
 MOST = 100
 """Held-out pairs that the evaluating judge is asked about."""

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from tiebreak.exchange.answered import Answered
 from tiebreak.files import appending, read_jsonl, write_json, write_text
 from tiebreak.metrics.agreement import Two, Verdicts
+from tiebreak.metrics.versus import Draws, Meeting, plain, ratings_of, versus, word
 from tiebreak.metrics.winrate import mean, rate
 from tiebreak.progress import progress, say
 from tiebreak.recipe import ApiModel, ApiSampler, Evaluate, LocalModel, Model, Outputs, RulesJudge
@@ -22,12 +24,10 @@ from tiebreak.samplers import Sampler
 from tiebreak.samplers.api import Api
 from tiebreak.samplers.ledger import spent
 from tiebreak.samplers.local import Local
-from tiebreak.stages.answered import Answered
 from tiebreak.stages.concord import concord
 from tiebreak.stages.judge import ask
 from tiebreak.stages.measures import of_models, of_texts
 from tiebreak.stages.train import HeldOut
-from tiebreak.stages.versus import Draws, Meeting, plain, ratings_of, versus, word
 
 
 def evaluate(run: Run) -> Counts:

@@ -21,12 +21,12 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from tiebreak import models
+from tiebreak.exchange.sources import find_source
 from tiebreak.files import appending, read_jsonl, write_jsonl
 from tiebreak.progress import first_process, progress, say
 from tiebreak.recipe import Optimisation
 from tiebreak.records import InputError, Logged
 from tiebreak.run import Counts, Run, Training
-from tiebreak.stages.sources import find_source
 from tiebreak.training.base import TreeConfig, TreeTrainer
 from tiebreak.training.sft import SftConfig, SftTrainer
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from tiebreak.files import read_json
+from tiebreak.metrics.versus import WORTH, headline_of
 from tiebreak.metrics.winrate import Estimate, rate
 from tiebreak.records import InputError
 from tiebreak.run import Run
-from tiebreak.stages.versus import WORTH, headline_of
 
 LESS_IS_BETTER = {"perplexity"}
 

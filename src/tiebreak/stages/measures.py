@@ -8,12 +8,12 @@ from typing import Any
 from tiebreak import models
 from tiebreak.metrics import behaviour, text
 from tiebreak.metrics.behaviour import Scored
+from tiebreak.metrics.versus import Draws, plain
 from tiebreak.progress import say
 from tiebreak.recipe import Model
 from tiebreak.records import Completion, Prompt
 from tiebreak.run import Run
 from tiebreak.samplers.turns import transcript, turns
-from tiebreak.stages.versus import Draws, plain
 
 
 def of_texts(drawn: Mapping[str, Mapping[str, Draws]], prompts: Sequence[Prompt], reference: str | None) -> list[dict[str, Any]]:

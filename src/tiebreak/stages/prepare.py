@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+from tiebreak.exchange.sources import Chat, Row, columns_of, content_of, need_column, read_rows, scalars_of, text_of, texts_of
 from tiebreak.files import appending, read_jsonl, write_jsonl
 from tiebreak.judges.ifeval import FIELDS, instructions
 from tiebreak.progress import progress
@@ -17,7 +18,6 @@ from tiebreak.recipe.checks import IfEval
 from tiebreak.records import Comparison, Completion, InputError, Message, Prompt, content_hash, prompt_id
 from tiebreak.run import Counts, Run
 from tiebreak.samplers.build import build_sampler
-from tiebreak.stages.sources import Chat, Row, columns_of, content_of, need_column, read_rows, scalars_of, text_of, texts_of
 
 FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 

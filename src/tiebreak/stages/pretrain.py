@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import cast
 
+from tiebreak.exchange.sources import columns_of, find_source, need_column, read_rows, read_text, text_of
 from tiebreak.recipe import Pretrain
 from tiebreak.records import InputError
 from tiebreak.run import Counts, Run
 from tiebreak.stages import fitting
-from tiebreak.stages.sources import columns_of, find_source, need_column, read_rows, read_text, text_of
 
 
 def pretrain(run: Run) -> Counts:

@@ -22,19 +22,17 @@ from tiebreak.files import read_json, read_jsonl, write_text
 from tiebreak.metrics.agreement import Agreement, Verdicts, agreement
 from tiebreak.metrics.findings import Finding
 from tiebreak.metrics.rules import SEVERITIES
+from tiebreak.metrics.versus import headline_of
 from tiebreak.recipe import CascadeJudge, PanelJudge
 from tiebreak.recipe_yaml import SHIPPED
 from tiebreak.records import InputError, Logged
-from tiebreak.run import STAGES, Counts, Run
-from tiebreak.samplers.ledger import dollars, spent
-from tiebreak.stages.charts import CHOSEN, REJECTED, TUNED, Curve, Estimate, curves
-from tiebreak.stages.figures import Cell, Chart, Table, Value, leading, write_figures
-from tiebreak.stages.funnel import funnel, funnel_table
-from tiebreak.stages.judge import twos
-from tiebreak.stages.meetings import read_meetings
-from tiebreak.stages.reading import to_read
-from tiebreak.stages.repeated import repeated
-from tiebreak.stages.results import (
+from tiebreak.reporting.charts import CHOSEN, REJECTED, TUNED, Curve, Estimate, curves
+from tiebreak.reporting.figures import Cell, Chart, Table, Value, leading, write_figures
+from tiebreak.reporting.funnel import funnel, funnel_table
+from tiebreak.reporting.meetings import read_meetings
+from tiebreak.reporting.reading import to_read
+from tiebreak.reporting.repeated import repeated
+from tiebreak.reporting.results import (
     agreeing,
     before_after,
     categories,
@@ -44,9 +42,11 @@ from tiebreak.stages.results import (
     probabilities,
     qualifications,
 )
+from tiebreak.reporting.view import CSS, AuditFile, Seen, as_html
+from tiebreak.run import STAGES, Counts, Run
+from tiebreak.samplers.ledger import dollars, spent
+from tiebreak.stages.judge import twos
 from tiebreak.stages.trust import judge_table, trust
-from tiebreak.stages.versus import headline_of
-from tiebreak.stages.view import CSS, AuditFile, Seen, as_html
 
 LARGEST = 2_000_000
 """Bytes of the page."""
@@ -129,7 +129,7 @@ def report(run: Run) -> Counts:
 
 def _page(values: dict[str, Any]) -> str:
     """Return the page, its texts cut as far as it takes to keep it small."""
-    loader = PackageLoader("tiebreak.stages", "")
+    loader = PackageLoader("tiebreak.reporting", "")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template, page = environment.get_template("report.html"), ""
     script = loader.get_source(environment, "report.js")[0]

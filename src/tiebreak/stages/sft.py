@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
+from tiebreak.exchange.sources import Chat, Row, columns_of, content_of, need_column, read_rows
 from tiebreak.recipe import Sft
 from tiebreak.records import Message
 from tiebreak.run import Counts, Run
 from tiebreak.stages import fitting
-from tiebreak.stages.sources import Chat, Row, columns_of, content_of, need_column, read_rows
 
 
 def sft(run: Run) -> Counts:

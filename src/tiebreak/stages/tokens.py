@@ -12,7 +12,7 @@ from tiebreak.metrics.audit import Pair
 from tiebreak.metrics.findings import Finding, Tally, excerpt, finding
 from tiebreak.progress import progress
 from tiebreak.records import InputError, Message
-from tiebreak.stages.view import Seen, Token
+from tiebreak.reporting.view import Seen, Token
 from tiebreak.training.rows import tokenize
 
 if TYPE_CHECKING:

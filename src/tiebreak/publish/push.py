@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from tiebreak import hub, models
 from tiebreak.files import read_json, write_json, write_text
+from tiebreak.publish.cards import HUB_NAMES, Pushed, dataset_card, known_as, model_card
 from tiebreak.recipe import Model
 from tiebreak.records import InputError
 from tiebreak.run import Run
 from tiebreak.stages.audit import read_findings
-from tiebreak.stages.cards import HUB_NAMES, Pushed, dataset_card, known_as, model_card
 from tiebreak.stages.trust import Panel, trust
 
 Form = Literal["adapter", "merged"]

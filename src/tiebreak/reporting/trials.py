@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from tiebreak.stages.charts import (
+from tiebreak.reporting.charts import (
     _DASHED,
     _WHISKER,
     BASE,
@@ -26,7 +26,7 @@ from tiebreak.stages.charts import (
     _style,
     bars,
 )
-from tiebreak.stages.figures import Chart
+from tiebreak.reporting.figures import Chart
 
 ORDERS = 30
 """How many times the smallest value the largest is where the axis shows orders of magnitude."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tiebreak.exchange.formats import read_outputs
+from tiebreak.exchange.mt_bench import read_mt_bench_answers
 from tiebreak.judges.tables import read_table
 from tiebreak.records import Completion, Prompt
-from tiebreak.stages.formats import read_outputs
-from tiebreak.stages.mt_bench import read_mt_bench_answers
 
 MT_BENCH = {"question_id", "choices"}
 

@@ -29,12 +29,12 @@ from tiebreak.recipe import (
     Train,
 )
 from tiebreak.records import InputError, Logged
+from tiebreak.reporting.figures import Cell, Table
+from tiebreak.reporting.results import before_after, qualifications
 from tiebreak.run import STAGES, TRAINING, Run
 from tiebreak.samplers.ledger import spent
 from tiebreak.stages import describe
 from tiebreak.stages.audit import read_findings
-from tiebreak.stages.figures import Cell, Table
-from tiebreak.stages.results import before_after, qualifications
 from tiebreak.stages.trust import Panel, judge_table
 
 HUB_NAMES = {"builtin:smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
@@ -271,7 +271,7 @@ def _table(table: Table) -> Markdown:
 
 def _filled(template: str, front: str, values: Mapping[str, Any]) -> str:
     environment = Environment(  # noqa: S701  Markdown, and `finalize` escapes it
-        loader=PackageLoader("tiebreak.stages", ""),
+        loader=PackageLoader("tiebreak.publish", ""),
         undefined=StrictUndefined, finalize=escaped, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     body = re.sub(r"\n{3,}", "\n\n", environment.get_template(template).render(values))

@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict
 
 from tiebreak.files import read_json
 from tiebreak.records import InputError
+from tiebreak.reporting.charts import _DASHED, _WHISKER, BASE, INK, TUNED, WIDTH, Drawing, Estimate, _axes, _drawing, _style
+from tiebreak.reporting.figures import Cell, Chart, Table, Value
+from tiebreak.reporting.trials import of_trials
 from tiebreak.run import Run
 from tiebreak.samplers.ledger import dollars
-from tiebreak.stages.charts import _DASHED, _WHISKER, BASE, INK, TUNED, WIDTH, Drawing, Estimate, _axes, _drawing, _style
-from tiebreak.stages.figures import Cell, Chart, Table, Value
-from tiebreak.stages.trials import of_trials
 
 MEASURES = {
     "win_rate": "Win rate over base",

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from tiebreak.exchange.formats import write_annotations, write_outputs
+from tiebreak.exchange.mt_bench import write_mt_bench_answers, write_mt_bench_judgments, write_mt_bench_questions
 from tiebreak.files import read_jsonl, write_json, write_jsonl, write_text
 from tiebreak.metrics.agreement import Verdicts
+from tiebreak.publish.push import write_parquet
 from tiebreak.records import Comparison, Completion, InputError, Message, PreferencePair, Rating, Winner
 from tiebreak.run import Run
-from tiebreak.stages.formats import write_annotations, write_outputs
-from tiebreak.stages.mt_bench import write_mt_bench_answers, write_mt_bench_judgments, write_mt_bench_questions
-from tiebreak.stages.push import write_parquet
 
 Format = Literal["parquet", "csv", "trl", "llama-factory", "jsonl", "alpaca_eval", "mt_bench"]
 Row = dict[str, Any]

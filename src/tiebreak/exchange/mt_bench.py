@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tiebreak.exchange.formats import by_id, given, is_scalar, met, scalars
 from tiebreak.files import write_text
 from tiebreak.judges.tables import SURROGATE, Row, read_table
 from tiebreak.records import Comparison, Completion, InputError, Message, Prompt, Rating, Winner
 from tiebreak.samplers.turns import transcript, turns
-from tiebreak.stages.formats import by_id, given, is_scalar, met, scalars
 
 
 def read_mt_bench_questions(path: Path) -> list[Prompt]:

@@ -6,10 +6,10 @@ import random
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from tiebreak.metrics.versus import WORTH
 from tiebreak.metrics.winrate import rate
-from tiebreak.stages.charts import TUNED, Bar, Estimate
-from tiebreak.stages.meetings import Met
-from tiebreak.stages.versus import WORTH
+from tiebreak.reporting.charts import TUNED, Bar, Estimate
+from tiebreak.reporting.meetings import Met
 
 MOST = 20
 """Examples of each kind."""

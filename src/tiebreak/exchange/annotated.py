@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from tiebreak.exchange.asked import NO_PROMPT, PROMPTS, Answer, Asked, answer_in, beside, listed, need_one, number, part
+from tiebreak.exchange.asked import question as chat_of
+from tiebreak.exchange.sources import Row, text_of
 from tiebreak.records import InputError
-from tiebreak.stages.asked import NO_PROMPT, PROMPTS, Answer, Asked, answer_in, beside, listed, need_one, number, part
-from tiebreak.stages.asked import question as chat_of
-from tiebreak.stages.sources import Row, text_of
 
 DRAFTS = "rows with drafts or discarded responses only"
 SIDES = ("chosen", "rejected")

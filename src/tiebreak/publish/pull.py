@@ -10,11 +10,11 @@ import yaml
 
 from tiebreak import hub
 from tiebreak.files import read_json, write_text
+from tiebreak.publish.cards import known_as
+from tiebreak.publish.push import MADE_WITH
 from tiebreak.recipe import Train
 from tiebreak.recipe_yaml import validate_recipe
 from tiebreak.records import InputError
-from tiebreak.stages.cards import known_as
-from tiebreak.stages.push import MADE_WITH
 
 MODEL = "builtin:smollm2-135m-instruct"
 """Who is trained where the pairs do not say for whom they were made."""

@@ -10,8 +10,8 @@ from contextlib import suppress
 from itertools import combinations
 from typing import Any, NamedTuple
 
+from tiebreak.exchange.sources import Chat, Row, content_of, scalars_of
 from tiebreak.records import InputError, Message
-from tiebreak.stages.sources import Chat, Row, content_of, scalars_of
 
 PROMPTS = (
     *("prompt", "instruction", "question", "input", "query", "request", "user_input"),

@@ -9,8 +9,7 @@ from contextlib import suppress
 from itertools import product, takewhile
 from typing import Any, NamedTuple
 
-from tiebreak.records import InputError, Message
-from tiebreak.stages.asked import (
+from tiebreak.exchange.asked import (
     PROMPTS,
     Answer,
     Asked,
@@ -23,7 +22,8 @@ from tiebreak.stages.asked import (
     question,
     spoken,
 )
-from tiebreak.stages.sources import Chat, Row, content_of, text_of
+from tiebreak.exchange.sources import Chat, Row, content_of, text_of
+from tiebreak.records import InputError, Message
 
 ANSWERS = ("completion", "response", "output", "answer", "generation", "bot_response")
 THUMBS = ("label", "feedback", "rating", "thumbs", "thumb", "vote", "liked", "score")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tiebreak.metrics.versus import headline_of
 from tiebreak.recipe import GIVEN
-from tiebreak.stages.charts import BASE, OTHERS, TUNED, Bar, Estimate, bars, columns, ladder, outcome
-from tiebreak.stages.figures import Cell, Chart, Table, Value
-from tiebreak.stages.meetings import Met
-from tiebreak.stages.reading import by_length
-from tiebreak.stages.versus import headline_of
+from tiebreak.reporting.charts import BASE, OTHERS, TUNED, Bar, Estimate, bars, columns, ladder, outcome
+from tiebreak.reporting.figures import Cell, Chart, Table, Value
+from tiebreak.reporting.meetings import Met
+from tiebreak.reporting.reading import by_length
 
 MOST_GROUPS = 12
 """Of bars in a chart; a table has the others."""

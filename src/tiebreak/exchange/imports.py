@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
+from tiebreak.exchange.annotated import argilla, distilabel
+from tiebreak.exchange.asked import Asked, paired
+from tiebreak.exchange.sources import READERS, Row
+from tiebreak.exchange.votes import arena, labelled, thumbs
 from tiebreak.files import write_text
 from tiebreak.records import InputError
-from tiebreak.stages.annotated import argilla, distilabel
-from tiebreak.stages.asked import Asked, paired
-from tiebreak.stages.sources import READERS, Row
-from tiebreak.stages.votes import arena, labelled, thumbs
 
 Format = Literal["argilla", "distilabel", "thumbs", "arena"]
 READ: dict[str, Callable[[Iterable[Row]], Iterator[Asked]]] = {

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tiebreak.files import write_text
 from tiebreak.progress import first_process
-from tiebreak.stages.charts import Drawing, Estimate
+from tiebreak.reporting.charts import Drawing, Estimate
 
 MOST_ROWS = 60
 """Of a table in the page; its file has all."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tiebreak.reporting.figures import Table, Value
 from tiebreak.run import Run
-from tiebreak.stages.figures import Table, Value
 
 
 class Step(NamedTuple):

@@ -1,0 +1,1 @@
+"""Files that other tools wrote, and rows of any source, as records."""

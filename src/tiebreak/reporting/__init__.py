@@ -1,0 +1,1 @@
+"""What the report is made of: charts, tables, and what they say."""
