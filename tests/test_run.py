@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tiebreak.files import appending, read_jsonl, write_json, write_jsonl
+from tiebreak.files import appending, read_json, read_jsonl, write_json, write_jsonl
 from tiebreak.recipe_yaml import SHIPPED
 from tiebreak.records import Comparison, Completion, InputError, Message, Prompt, Rating
 from tiebreak.run import FLOW, OPTIONAL, STAGES, Counts, Run
@@ -308,6 +308,24 @@ def test_a_changed_recipe_is_refused_by_the_stage_it_changes(stage: str, change:
     assert f"{stage} was made with other settings or inputs: {told}" in line
     assert line.endswith(f"repeat it with --redo {stage}, or start another run with --run DIR")
     assert {path: path.read_bytes() for path in before} == before  # a refusal changes nothing
+
+
+def test_a_key_that_came_later_means_its_default_to_an_older_run(folder: Path) -> None:
+    """As if the run had been made by a version that did not know the keys: at the top, in a list, in a union, in an optional."""
+    perform(start(folder))
+    stages = read_json(folder / "run" / "manifest.json")
+    settings = {name: entry["settings"] for name, entry in stages["stages"].items()}
+    del settings["prepare"]["prompts"]["held_out"], settings["prepare"]["prompts"]["filters"]["first"]
+    del settings["generate"]["generate.warm"]["n"], settings["judge"]["judges.rules"]["checks"][0]["min"]
+    del settings["train"]["train"]["beta"], settings["evaluate"]["evaluate"]["n"]
+    write_json(folder / "run" / "manifest.json", stages)
+    for stage in ("prepare", "judge", "train", "evaluate"):
+        start(folder).perform(stage, untouched)
+    # What is no default differs from what an older version did.
+    assert "generate.warm.n (was null, is 2)" in refusal(start(folder), "generate")
+    assert "train.beta (was null, is 0.2)" in refusal(start(folder, train={"beta": 0.2}), "train")
+    filters = {"source": "ideas.csv", "filters": {"first": 3}}
+    assert "prompts.filters.first (was null, is 3)" in refusal(start(folder, prompts=filters), "prepare")
 
 
 def test_a_change_is_refused_while_the_stage_is_half_done(folder: Path) -> None:

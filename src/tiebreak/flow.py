@@ -50,15 +50,29 @@ FLOW: dict[str, Made] = {
 }
 
 
-def without_operational(value: Any) -> Any:
-    """Return a part of the recipe as JSON has it, less what changes only how fast the work goes."""
+def without_operational(value: Any, *, defaults: bool = True) -> Any:
+    """Return a part of the recipe as JSON has it, less what changes only how fast the work goes, and less its defaults."""
     if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
+        value = value.model_dump(mode="json", exclude_defaults=not defaults)
     if isinstance(value, dict):
-        return {key: without_operational(inner) for key, inner in value.items() if key not in OPERATIONAL}
+        return {key: without_operational(inner, defaults=defaults) for key, inner in value.items() if key not in OPERATIONAL}
     if isinstance(value, list | tuple):
-        return [without_operational(inner) for inner in value]
+        return [without_operational(inner, defaults=defaults) for inner in value]
     return value
+
+
+def as_known(new: Any, said: Any, old: Any) -> Any:
+    """Return settings less the keys that `old` does not know and that `said`, the settings without defaults, does not name.
+
+    A key that came with a later version means its default to a run that was made before.
+    """
+    if isinstance(new, dict) and isinstance(old, dict):
+        named = said if isinstance(said, dict) else {}
+        return {key: as_known(value, named.get(key), old.get(key)) for key, value in new.items() if key in old or key in named}
+    if isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
+        each = said if isinstance(said, list) and len(said) == len(new) else [None] * len(new)
+        return [as_known(*three) for three in zip(new, each, old, strict=True)]
+    return new
 
 
 def differences(key: str, old: Any, new: Any) -> list[str]:

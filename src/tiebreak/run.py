@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 import tiebreak
 from tiebreak.files import digest, grew, read_json, read_jsonl, write_json, write_text
-from tiebreak.flow import FLOW, OPTIONAL, STAGES, TRAINING, WHOLE, differences, versions, without_operational
+from tiebreak.flow import FLOW, OPTIONAL, STAGES, TRAINING, WHOLE, as_known, differences, versions, without_operational
 from tiebreak.progress import first_process
 from tiebreak.recipe import GIVEN, HumanJudge, Model, Outputs, Recipe
 from tiebreak.recipe_yaml import SHIPPED, load_recipe, validate_recipe
@@ -175,7 +175,7 @@ class Run:
         for other in self.stages[: self.stages.index(stage)]:
             if stage != "report" and self.state(other) != "done":
                 raise InputError(f"{self.path}: {stage} comes after {other}, which is not done; run `tiebreak {other}` first")
-        settings, inputs = self._settings(stage), self._inputs(stage)
+        settings, inputs = self._settings(stage, entry), self._inputs(stage)
         grown = entry is not None and stage == "judge" and grew(self.completions_jsonl, entry["inputs"]["completions.jsonl"])
         if entry is not None and stage in WHOLE:
             grown = (settings, inputs) != (entry["settings"], entry["inputs"])
@@ -216,7 +216,7 @@ class Run:
             entry = other.manifest["stages"].get(stage)
             if self.state(stage) != "owed" or entry is None or entry["state"] != "done":
                 continue
-            if (self._settings(stage), self._inputs(stage)) != (entry["settings"], entry["inputs"]):
+            if (self._settings(stage, entry), self._inputs(stage)) != (entry["settings"], entry["inputs"]):
                 continue
             # Ready-made pairs bring their completions and verdicts as prompts do, whatever the model is.
             given = ("completions.jsonl", "judgments") if stage == "prepare" and self.ready_made else ()
@@ -295,7 +295,20 @@ class Run:
         write_json(self.recipe_json, self.recipe.model_dump(mode="json"))
         write_json(self.manifest_json, self.manifest)
 
-    def _settings(self, stage: str) -> dict[str, Any]:
+    def _settings(self, stage: str, entry: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the parts of the recipe that a stage rests on, as far as its `entry` of the manifest could know them."""
+        parts = self._parts(stage)
+        settings = {key: without_operational(part) for key, part in parts.items()}
+        said = {key: without_operational(part, defaults=False) for key, part in parts.items()}
+        for some in (settings, said):
+            if isinstance(evaluate := some.get("evaluate"), dict):
+                evaluate.pop("models", None)  # each has its own name
+        if entry is None:
+            return settings
+        known = entry["settings"]
+        return {key: as_known(value, said[key], known[key]) if key in known else value for key, value in settings.items()}
+
+    def _parts(self, stage: str) -> dict[str, Any]:
         """Return the parts of the recipe that a stage rests on; a list's entries under their own names."""
         whole = self.recipe
         trees: dict[str, dict[str, Any]] = {
@@ -310,14 +323,14 @@ class Run:
             "audit": {"model": whole.model},
             **{name: {"model": whole.model, name: getattr(whole, name), "seed": whole.seed} for name in TRAINING},
             "evaluate": {
-                "evaluate": whole.evaluate and whole.evaluate.model_dump(mode="json", exclude={"models"}),
+                "evaluate": whole.evaluate,
                 **{f"evaluate.models.{name}": model for name, model in (whole.evaluate.named if whole.evaluate else {}).items()},
                 "judge": whole.evaluating_judge,
                 "seed": whole.seed,
             },
             "report": {},
         }
-        return {key: without_operational(value) for key, value in trees[stage].items()}
+        return trees[stage]
 
     def _reads(self, stage: str) -> list[str]:
         """Return what a stage reads in this run."""
