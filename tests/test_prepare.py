@@ -306,7 +306,7 @@ def test_templates(make_run, jsonl):
 
 @given(values=st.dictionaries(st.sampled_from("abc"), st.text(alphabet="ab{}c \n", max_size=12), min_size=3))
 def test_a_template_expands_no_value(values):
-    assert stage._fill("<{a}|{b}|{c}|{a}>", values) == f"<{values['a']}|{values['b']}|{values['c']}|{values['a']}>"
+    assert stage.fill("<{a}|{b}|{c}|{a}>", values) == f"<{values['a']}|{values['b']}|{values['c']}|{values['a']}>"
 
 
 # --- filters -------------------------------------------------------------------------------------------------------

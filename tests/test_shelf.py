@@ -39,8 +39,8 @@ def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the models that were loaded, in their order."""
     names: list[str] = []
-    load = local._load
-    monkeypatch.setattr(local, "_load", lambda model: names.append(Path(model.name_or_path).name) or load(model))
+    load = local.load
+    monkeypatch.setattr(local, "load", lambda model: names.append(Path(model.name_or_path).name) or load(model))
     return names
 
 
@@ -77,8 +77,8 @@ def test_who_asks_while_it_loads_waits_for_that_one(
     loads: list[str], three: list[Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf, found, begun, go = Shelf(), list[Any](), threading.Event(), threading.Event()
-    load = local._load
-    monkeypatch.setattr(local, "_load", lambda model: begun.set() or (go.wait(30) and load(model)))
+    load = local.load
+    monkeypatch.setattr(local, "load", lambda model: begun.set() or (go.wait(30) and load(model)))
 
     def ask() -> None:
         with shelf.borrow(three[0]) as loaded:
@@ -250,11 +250,11 @@ def test_there_is_something_to_spare(three: list[Model]) -> None:
 
 
 def test_who_fails_to_load_leaves_nothing_lent(three: list[Model], monkeypatch: pytest.MonkeyPatch) -> None:
-    shelf, load = Shelf(), local._load
-    monkeypatch.setattr(local, "_load", lambda model: (_ for _ in ()).throw(RuntimeError("no room\nat all")))
+    shelf, load = Shelf(), local.load
+    monkeypatch.setattr(local, "load", lambda model: (_ for _ in ()).throw(RuntimeError("no room\nat all")))
     with pytest.raises(InputError, match=r"cannot be loaded: no room$"):
         use(shelf, three[0])
-    monkeypatch.setattr(local, "_load", load)
+    monkeypatch.setattr(local, "load", load)
     use(shelf, three[0])
     assert three[0] in shelf
 

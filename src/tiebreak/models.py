@@ -64,7 +64,7 @@ def check(model: Model) -> None:
         if not any(folder.glob("*.safetensors")):
             raise InputError(f"model {name}: no .safetensors weights in this folder (other formats are not loaded)")
         if (folder / ADAPTER).is_file():
-            check(_base(folder, model))
+            check(base_of(folder, model))
         return
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"model {name}: no such folder")
@@ -201,7 +201,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
 
     name, options = locate(model)
     if (Path(name) / ADAPTER).is_file() and not (Path(name) / "tokenizer_config.json").is_file():
-        return load_tokenizer(_base(Path(name), model))
+        return load_tokenizer(base_of(Path(name), model))
     with loading(model):
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     if tokenizer.pad_token is None:
@@ -292,7 +292,7 @@ def check_bitsandbytes(key: str) -> None:
         raise InputError(f"{key} needs bitsandbytes, which is missing: pip install 'tiebreak[quant]'")
 
 
-def _base(folder: Path, adapter: Model) -> Model:
+def base_of(folder: Path, adapter: Model) -> Model:
     """Return the model that an adapter is put on."""
     settings = read_json(folder / ADAPTER)
     name = settings.get("base_model_name_or_path")
@@ -310,7 +310,7 @@ def _load_adapter(model: Model, dtype: torch.dtype, *, in_4bit: bool) -> PreTrai
     folder = Path(model.name_or_path).expanduser()
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"model {folder}: no {ADAPTER_WEIGHTS} in this folder (other formats are not loaded)")
-    base = load_model(_base(folder, model), dtype)
+    base = load_model(base_of(folder, model), dtype)
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT's, of its own calls
         merged: PreTrainedModel = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()

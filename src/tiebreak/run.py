@@ -431,12 +431,12 @@ class Run:
 
     @property
     def ready_made(self) -> bool:
-        """Whether the pairs came with the source."""
-        return self.recipe.prompts.pairs is not None
+        """Whether completions and verdicts came with the source."""
+        return self.recipe.prompts.given
 
     @property
     def given_jsonl(self) -> Path:
-        """The verdicts that ready-made pairs came with."""
+        """The verdicts that ready-made pairs came with, or the labels of answers as ratings: 1 is good, 0 is bad."""
         return self.judgments(GIVEN)
 
 

@@ -97,8 +97,13 @@ def field_of(run: Run) -> str | None:
     return next(iter(fields)) if len(fields) == 1 else None
 
 
-def writer_of(home: Home, name: str, messages: Sequence[Message], sampling: LocalSampling, seed: int) -> Writer:
-    """Return who writes for a model of this name; what is wrong with the model is told in its answer."""
+def writer_of(
+    home: Home, run: str | None, name: str, messages: Sequence[Message], sampling: LocalSampling, *, seed: int
+) -> Writer:
+    """Return who writes for a model of this name; what is wrong with the model is told in its answer.
+
+    What a server's model costs is entered in the account of `run`, to which the votes go, and without one in the directory's.
+    """
 
     def write(answer: Answer, stop: Stop) -> None:
         choice = find(home, name)
@@ -107,7 +112,7 @@ def writer_of(home: Home, name: str, messages: Sequence[Message], sampling: Loca
 
             streams.local(SHELF, choice, messages, sampling, seed)(answer, stop)
         else:
-            served.api(choice, messages, sampling, seed)(answer, stop)
+            served.api(choice, messages, sampling, seed, home.calls(run))(answer, stop)
 
     return write
 

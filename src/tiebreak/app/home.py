@@ -91,6 +91,13 @@ class Home:
         """Open a run. Raises InputError for anything that is no run in here, and for one that cannot be read."""
         return Run(self.path(name))
 
+    def calls(self, name: str | None) -> Path:
+        """Return the account of a run's calls; without a run, that of the directory. Raises InputError."""
+        if name:
+            return self.open(name).calls_sqlite
+        self.root.mkdir(parents=True, exist_ok=True)
+        return self.root / "calls.sqlite"
+
     def inside(self, path: Path) -> Path:
         """Return a path that, links followed, is in the directory. Raises InputError."""
         if not path.resolve().is_relative_to(self.root.resolve()):

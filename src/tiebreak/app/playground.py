@@ -31,7 +31,7 @@ from tiebreak.recipe import LocalSampling, Model
 from tiebreak.records import InputError, Message, Prompt
 from tiebreak.run import Run
 from tiebreak.samplers.api import PRESETS
-from tiebreak.stages.prepare import _fill
+from tiebreak.stages.prepare import fill
 
 NONE = "none"
 EXAMPLES = 100
@@ -259,7 +259,7 @@ class _Page:
             raise InputError("blind: choose two models or three" if blind else "choose a model")
         if templated and name and text.strip():
             run = self.home.open(name)
-            text = _fill(run.recipe.prompts.template or "", {field_of(run) or "": text})
+            text = fill(run.recipe.prompts.template or "", {field_of(run) or "": text})
         prompt, sampling, seed = Prompt.of(chat_of(system, earlier, text), "test"), settings_of(*numbers), int(seed or 0)
         if anew and before is not None and before.seed == seed:
             seed += 1
@@ -269,7 +269,8 @@ class _Page:
         answers: list[Answer] = []
         try:
             yield {**self.begin(names, blind=blind), self.seed: seed}
-            for answers in side_by_side([writer_of(self.home, each, prompt.messages, sampling, seed) for each in names], stop):
+            writers = [writer_of(self.home, name, each, prompt.messages, sampling, seed=seed) for each in names]
+            for answers in side_by_side(writers, stop):
                 yield self.show(names, answers, blind=blind)
         finally:  # whoever asked may be gone
             stop.set()

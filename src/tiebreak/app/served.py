@@ -6,6 +6,8 @@ import http.client
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -15,18 +17,19 @@ from tiebreak.recipe import Endpoint, LocalSampling
 from tiebreak.records import Message
 from tiebreak.samplers import CallError, Question
 from tiebreak.samplers import calls as wire
-from tiebreak.samplers.api import _FINISH, ApiChat, _Fault
-from tiebreak.samplers.prices import price_of
+from tiebreak.samplers.api import FINISH, ApiChat, Fault
+from tiebreak.samplers.ledger import Call, Ledger
+from tiebreak.samplers.prices import most_prompt_tokens, price_of
 
 
-def api(section: Endpoint, messages: Sequence[Message], sampling: LocalSampling, seed: int) -> Writer:
-    """Return who writes with a server's model. What it costs is no part of a run's account, and no reply is kept."""
+def api(section: Endpoint, messages: Sequence[Message], sampling: LocalSampling, seed: int, ledger: Path | None = None) -> Writer:
+    """Return who writes with a server's model; its calls are entered in the account `ledger`, and no reply is kept."""
 
     def write(answer: Answer, stop: Stop) -> None:
         question = Question(tuple(messages), sampling.temperature, sampling.max_new_tokens, sampling.top_p, seed)
         if sampling.top_k:
             answer.notes = ("servers are not told of top_k",)
-        _Streamed(section).write(question, answer, stop)
+        _Streamed(section, ledger).write(question, answer, stop)
 
     return write
 
@@ -49,18 +52,35 @@ class _Chunk(BaseModel):
 class _Streamed(ApiChat):
     """A server that is asked for its reply in pieces, as server-sent events."""
 
-    def __init__(self, section: Endpoint) -> None:
-        super().__init__(section, "playground", None)
+    def __init__(self, section: Endpoint, ledger: Path | None) -> None:
+        super().__init__(section, f"playground.{section.model}", ledger)
         self._telling = True
         """Whether it is asked to count its tokens; some refuse the key."""
+        self._used: tuple[int | None, int | None] = None, None
+        """Tokens in and out of the try under way, as far as they are known."""
 
     def write(self, question: Question, answer: Answer, stop: Stop) -> None:
         """Write the reply to a question. Raises InputError, CallError."""
-        while (fault := self._ask(question, answer, stop)) is not None:
-            if not fault.free:
-                raise fault.problem
+        section = self._section
+        with closing(Ledger(self._ledger, self._name, price_of(section), section.budget_usd, section.max_calls)) as ledger:
+            while (fault := self._try_once(ledger, question, answer, stop)) is not None:
+                if not fault.free:
+                    raise fault.problem
 
-    def _ask(self, question: Question, answer: Answer, stop: Stop) -> _Fault | None:
+    def _try_once(self, ledger: Ledger, question: Question, answer: Answer, stop: Stop) -> Fault | None:
+        """Make one call; what it may cost is reserved before, and what it did cost is entered after."""
+        most, failed = Call(most_prompt_tokens(question), question.max_tokens), True
+        ledger.reserve(most)
+        self._used = None, None
+        try:
+            fault = self._ask(question, answer, stop)
+            failed = fault is not None
+            return fault
+        finally:
+            cost = ledger.settle(most, *self._used, failed=failed)
+            answer.cost = None if failed or None in self._used else cost
+
+    def _ask(self, question: Question, answer: Answer, stop: Stop) -> Fault | None:
         asked = self._body(question) | {"stream": True}
         if self._telling:
             asked["stream_options"] = {"include_usage": True}
@@ -78,6 +98,7 @@ class _Streamed(ApiChat):
                 self._take(_events(line.lines(response)), answer, begun)
         except wire.LostError as error:
             lost = error
+            self._used = self._used if error.sent else (0, 0)
         finally:
             line.close()
             answer.seconds = time.perf_counter() - begun
@@ -89,10 +110,11 @@ class _Streamed(ApiChat):
             raise CallError("the reply broke off")
         return None
 
-    def _refused_stream(self, refusal: wire.Answer, asked: dict[str, Any]) -> _Fault:
+    def _refused_stream(self, refusal: wire.Answer, asked: dict[str, Any]) -> Fault:
+        self._used = 0, 0
         if refusal.status in (400, 422) and self._telling and b"stream_options" in refusal.body:
             self._telling = False
-            return _Fault(CallError("stream_options"), free=True)
+            return Fault(CallError("stream_options"), free=True)
         return self._refusal(refusal, asked)
 
     def _take(self, events: Iterable[bytes], answer: Answer, begun: float) -> None:
@@ -111,27 +133,24 @@ class _Streamed(ApiChat):
                     answer.text += choice.delta.content
                     answer.tokens += 1
                 if choice.finish_reason:
-                    answer.finish = _FINISH.get(choice.finish_reason, "stop")
+                    answer.finish = FINISH.get(choice.finish_reason, "stop")
             answer.seconds = time.perf_counter() - begun
             if answer.first is None and answer.text:
                 answer.first = answer.seconds
-            self._count(answer, *wire._usage(chunk.usage))
+            self._count(answer, *wire.usage_of(chunk.usage))
 
     def _take_whole(self, whole: wire.Answer, answer: Answer) -> None:
         """Take the reply of a server that does not stream."""
         said = wire.read(whole.body)
         if said is None:
             raise CallError(self._clean(f"not a completion: {wire.message(whole.body)}"))
-        answer.text, answer.finish = said.text or "", _FINISH.get(said.finish_reason or "", "stop")
+        answer.text, answer.finish = said.text or "", FINISH.get(said.finish_reason or "", "stop")
         answer.notes += ("the server does not stream",)
         self._count(answer, said.prompt_tokens, said.tokens)
 
     def _count(self, answer: Answer, asked: int | None, answered: int | None) -> None:
         if answered is not None:
-            answer.tokens = answered
-            price = price_of(self._section)
-            if price is not None and asked is not None:
-                answer.cost = (asked * price.input + answered * price.output) / 1e6
+            answer.tokens, self._used = answered, (asked, answered)
 
 
 class _Line(wire.Line):

@@ -134,7 +134,7 @@ class Shelf:
         model, _ = key
         self._make_room(model)
         try:
-            held = _Held(Loaded(*local._load(model)))
+            held = _Held(Loaded(*local.load(model)))
         except (MemoryError, RuntimeError) as error:  # torch's is one of the latter
             raise InputError(
                 f"model {model.name_or_path}: cannot be loaded: {str(error).strip().splitlines()[0][:160]}"
@@ -215,7 +215,7 @@ def _parameters(model: Model) -> int:
         except Exception:  # not there, not to be reached, in another format: loading it will say which
             return 0
     own = sum(map(_numbers, folder.glob("*.safetensors")))
-    return own + (_parameters(models._base(folder, model)) if (folder / models.ADAPTER).is_file() else 0)
+    return own + (_parameters(models.base_of(folder, model)) if (folder / models.ADAPTER).is_file() else 0)
 
 
 def _numbers(weights: Path) -> int:

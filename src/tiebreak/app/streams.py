@@ -26,7 +26,7 @@ from tiebreak.app.answers import Answer, Stop, Writer
 from tiebreak.app.shelf import Loaded, Shelf
 from tiebreak.recipe import LocalSampling, Model
 from tiebreak.records import Message
-from tiebreak.samplers.local import PLAIN, PLAIN_WARPERS, _room
+from tiebreak.samplers.local import PLAIN, PLAIN_WARPERS, room_for
 
 
 class Turns:
@@ -75,7 +75,7 @@ def local(shelf: Shelf, model: Model, messages: Sequence[Message], sampling: Loc
 def _prompt(loaded: Loaded, messages: Sequence[Message], sampling: LocalSampling, answer: Answer, name: str) -> list[int]:
     """Return a prompt's ids, cut from the left to what the model takes, which the answer then says. Raises InputError."""
     ids = models.prompt_ids(loaded.tokenizer, messages, encoder_decoder=bool(loaded.model.config.is_encoder_decoder))
-    room = _room(loaded.model, sampling.max_new_tokens, name)
+    room = room_for(loaded.model, sampling.max_new_tokens, name)
     if room is not None and len(ids) > room:
         answer.notes += (f"the prompt of {len(ids):,} tokens was cut from the left to {room:,}",)
         ids = ids[-room:]

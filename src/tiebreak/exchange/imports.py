@@ -43,4 +43,5 @@ def import_labels(source: Path, form: Format, target: Path, *, unpaired: bool = 
         raise InputError(f"{source}: no {what} come of {len(rows):,} rows ({why or 'it is empty'})")
     write_text(target, "".join(f"{json.dumps(row)}\n" for row in made))
     line = f"{target}: {len(made):,} {what} from {len(rows):,} rows" + (f"; left out: {why}" if why else "")
-    return [line] if unpaired else [line, f"in a recipe: prompts: {{source: {target.name}, pairs: {{}}}}"]
+    section = "labels: {}}, train: {loss_type: kto}" if unpaired else "pairs: {}}"
+    return [line, f"in a recipe: prompts: {{source: {target.name}, {section}"]

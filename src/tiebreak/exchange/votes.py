@@ -90,9 +90,9 @@ def _marked(row: Row) -> Iterator[tuple[Chat, str, bool, dict[str, Any]]]:
     asked, label, answer = need_one(PROMPTS, row, "the prompt"), find_column(THUMBS, row.cells), find_column(ANSWERS, row.cells)
     meta = beside(row, *filter(None, (asked, label, answer)))
     if answer is not None:
-        thumb, prompt = _thumb(row.cells[need_one(THUMBS, row, "the thumb")], row.where), question(row, asked)
-        if prompt and thumb is not None:
-            yield prompt, answer_in(row, answer), thumb, meta
+        up, prompt = thumb(row.cells[need_one(THUMBS, row, "the thumb")], row.where), question(row, asked)
+        if prompt and up is not None:
+            yield prompt, answer_in(row, answer), up, meta
         return
     turns = content_of(row, asked)
     if isinstance(turns, str):
@@ -105,12 +105,12 @@ def _marked(row: Row) -> Iterator[tuple[Chat, str, bool, dict[str, Any]]]:
     if label is not None:
         marks = [*[None] * (len(turns) - 1), row.cells[label]]
     for at, (turn, mark) in enumerate(zip(turns, marks, strict=False)):
-        thumb = _thumb(mark, row.where)
-        if thumb is not None and turn.role == "assistant" and at:
-            yield turns[:at], turn.content, thumb, meta
+        up = thumb(mark, row.where)
+        if up is not None and turn.role == "assistant" and at:
+            yield turns[:at], turn.content, up, meta
 
 
-def _thumb(value: Any, where: str) -> bool | None:
+def thumb(value: Any, where: str) -> bool | None:
     """Return whether a thumb is up, None where there is none. Raises InputError for a word that is neither."""
     said = str(value).strip().lower().removesuffix(".0")
     if value is None or said in ("", "none", "null", "nan", "neutral"):

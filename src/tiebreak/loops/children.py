@@ -126,7 +126,7 @@ def meet(parent: Run, recipe: Recipe, models: Mapping[str, Contender], **evaluat
     listed = [_entry(name, model) for name, model in models.items()]
     keys: dict[str, Any] = {"train": None, "pretrain": None, "sft": None, "generate": [], "variants": {}}
     keys |= {"evaluate.models": listed, **{f"evaluate.{key}": value for key, value in evaluate.items()}}
-    if recipe.prompts.pairs:
+    if recipe.prompts.given:
         del keys["generate"]
     parent.recipe = _within_budget(changed(_settled(recipe), keys, str(parent.path)), parent, parent)
     trained = {name: run.manifest["stages"]["train"]["finished"] for name, run in runs.items()}

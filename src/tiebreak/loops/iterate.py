@@ -76,8 +76,10 @@ def _known(parent: Run, common: Raw) -> dict[str, Row]:
 
 def check(recipe: Recipe) -> None:
     """Refuse a recipe whose rounds would not differ, or could not be compared. Raises InputError."""
-    if recipe.prompts.pairs is not None:
-        raise InputError("iterate: ready-made pairs (prompts.pairs) cannot be drawn anew; give generate and judges instead")
+    if recipe.prompts.given:
+        raise InputError(
+            "iterate: ready-made pairs (prompts.pairs, prompts.labels) cannot be drawn anew; give generate and judges instead"
+        )
     for key in ("train", "evaluate"):
         if getattr(recipe, key) is None:
             raise InputError(f"iterate: {key} is null, and every round needs it")

@@ -150,16 +150,18 @@ class Recipe(Section):
                 raise ValueError(f"{key}: two are called {twice[0]!r}; give each a name of its own")
         if self.train is None and not self.makes_pairs and self.evaluate is None:
             raise ValueError("train: without it the recipe does nothing; give it evaluate, or generate and judges")
-        if self.prompts.pairs is None:
+        if not self.prompts.given:
             if self.train is not None and not self.generate:
-                raise ValueError("generate: missing; without ready-made pairs (prompts.pairs) completions are drawn")
+                raise ValueError(
+                    "generate: missing; without ready-made pairs (prompts.pairs, prompts.labels) completions are drawn"
+                )
             if not self.judges:
-                raise ValueError("judges: missing; without ready-made pairs (prompts.pairs) somebody judges")
+                raise ValueError("judges: missing; without ready-made pairs (prompts.pairs, prompts.labels) somebody judges")
         elif self.generate:
-            raise ValueError("generate: ready-made pairs (prompts.pairs) bring their own completions; leave it out")
+            raise ValueError("generate: ready-made pairs (prompts.pairs, prompts.labels) bring their completions; leave it out")
         if any(judge.name.lower() == GIVEN for judge in self.judges):
             raise ValueError(f"judges: the name {GIVEN!r} is kept for ready-made pairs")
-        known = [judge.name for judge in self.judges] + ([GIVEN] if self.prompts.pairs else [])
+        known = [judge.name for judge in self.judges] + ([GIVEN] if self.prompts.given else [])
         for key, name in (("pair.judge", self.pair.judge), ("evaluate.judge", self.evaluate and self.evaluate.judge)):
             if name is not None and name not in known:
                 raise ValueError(f"{key}: no judge {name!r}; there is {', '.join(known) or 'none'}")
@@ -195,7 +197,7 @@ class Recipe(Section):
     @property
     def makes_pairs(self) -> bool:
         """Whether completions are judged and become pairs, or came as pairs."""
-        return bool(self.generate) or self.prompts.pairs is not None
+        return bool(self.generate) or self.prompts.given
 
     @property
     def test_fraction(self) -> float:
@@ -210,7 +212,7 @@ class Recipe(Section):
     @property
     def labelling_judge(self) -> str:
         """Name of the judge whose verdicts make the pairs."""
-        return self.pair.judge or (GIVEN if self.prompts.pairs else self.judges[0].name)
+        return self.pair.judge or (GIVEN if self.prompts.given else self.judges[0].name)
 
     def judge(self, name: str) -> Judge:
         """Return the judge of this name."""

@@ -38,6 +38,15 @@ class PairColumns(Section):
     """Column of the worse completion."""
 
 
+class LabelColumns(Section):
+    """Where labelled answers keep the answer and its label."""
+
+    completion: str = "completion"
+    """Column of the answer: text or chat list."""
+    label: str = "label"
+    """Column that says whether it is good: true or false, 1 or 0, up or down."""
+
+
 class Filters(Section):
     """Which rows are kept; every dropped row is counted under the filter that dropped it. Equal rows are kept once."""
 
@@ -83,6 +92,9 @@ class Prompts(Section):
     """System message put before every prompt."""
     pairs: PairColumns | None = None
     """Given for ready-made pairs, which need no generate and no judges."""
+    labels: LabelColumns | None = None
+    """Given for answers that are each good or bad, such as thumbs; they need no generate and no judges. With train.loss_type
+    kto all of them are learned from; any other loss needs prompts with a good and a bad answer, which become pairs."""
     filters: Filters = Filters()
     test_fraction: float | None = Field(None, gt=0, le=1)
     """Share of the prompts held out of training, by prompt, the same ones whatever their order. Default: 0.1, or all where
@@ -101,10 +113,17 @@ class Prompts(Section):
             raise ValueError("column and template exclude each other")
         if self.pairs is None and set(self.filters.on) != {"prompt"}:
             raise ValueError("filters.on may name chosen and rejected only with ready-made pairs (prompts.pairs)")
-        if self.pairs is not None and self.source is None:
-            raise ValueError("ready-made pairs need a source")
+        if self.given and self.source is None:
+            raise ValueError("ready-made pairs and labels need a source")
+        if self.pairs is not None and self.labels is not None:
+            raise ValueError("pairs and labels exclude each other")
         if self.source is None and (self.column or self.template or self.split):
             raise ValueError("column, template and split need a source")
         if self.split is not None and self.test_fraction is not None:
             raise ValueError("split and test_fraction exclude each other")
         return self
+
+    @property
+    def given(self) -> bool:
+        """Whether completions and verdicts come with the source."""
+        return self.pairs is not None or self.labels is not None

@@ -34,6 +34,10 @@ def funnel(run: Run, summary: Mapping[str, Any]) -> list[Step]:
         if prepared["prompts"] != prepared["kept"]:  # ready-made pairs may share a prompt
             also = {"distinct prompts": prepared["prompts"], **also}
         steps.append(Step("Prompts", prepared["kept"], prepared["rows"], "rows read", "kept", prepared["dropped"], also))
+    if labels := prepared.get("labels"):
+        good, bad, disputed = labels["good"], labels["bad"], labels["disputed"]
+        dropped, also = {"called good as often as bad": disputed}, {"good": good, "bad": bad}
+        steps.append(Step("Labelled answers", good + bad, good + bad + disputed, "labelled", "good or bad", dropped, also))
     return [*steps, *(_to_pairs(run) if run.recipe.makes_pairs else _to_verdict(summary))]
 
 

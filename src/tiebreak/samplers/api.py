@@ -134,7 +134,7 @@ class _Desk(NamedTuple):
     stopped: threading.Event
 
 
-class _Fault(NamedTuple):
+class Fault(NamedTuple):
     """Why a try has no reply."""
 
     problem: CallError | InputError
@@ -212,7 +212,7 @@ class ApiChat:
             raise outcome.problem
         return outcome.problem
 
-    def _try(self, desk: _Desk, line: Line, question: Question, key: bytes) -> Reply | _Fault:
+    def _try(self, desk: _Desk, line: Line, question: Question, key: bytes) -> Reply | Fault:
         """Make one call; what it may cost is reserved before, and what it did cost is entered after."""
         asked = self._body(question)
         body = json.dumps(asked).encode()
@@ -245,7 +245,7 @@ class ApiChat:
         if said is None:
             desk.ledger.settle(most, None, None, failed=True)
             text = message(answer.body)
-            return _Fault(CallError(self._clean(f"not a completion: {text}" if text.strip() else "an empty body")), again=True)
+            return Fault(CallError(self._clean(f"not a completion: {text}" if text.strip() else "an empty body")), again=True)
         reply = self._reply(said, question)
         if isinstance(reply, Reply):
             desk.replies.put(key, reply)
@@ -274,23 +274,23 @@ class ApiChat:
 
     # --- what came of it -------------------------------------------------------------------------------------------
 
-    def _reply(self, said: Said, question: Question) -> Reply | _Fault:
-        text, finish = said.text, _FINISH.get(said.finish_reason or "", "stop")
+    def _reply(self, said: Said, question: Question) -> Reply | Fault:
+        text, finish = said.text, FINISH.get(said.finish_reason or "", "stop")
         if not text and finish == "length":  # models that think first may use up the tokens before they say a word
-            return _Fault(CallError(f"no text within {question.max_tokens} tokens; raise max_new_tokens"))
+            return Fault(CallError(f"no text within {question.max_tokens} tokens; raise max_new_tokens"))
         if text is None and finish != "content_filter":
-            return _Fault(CallError(f"no text (finish_reason {self._clean(str(said.finish_reason))})"))
+            return Fault(CallError(f"no text (finish_reason {self._clean(str(said.finish_reason))})"))
         return Reply(text or "", finish, said.tokens, said.prompt_tokens, logprobs=said.logprobs)
 
-    def _no_answer(self, lost: LostError) -> _Fault:
+    def _no_answer(self, lost: LostError) -> Fault:
         if lost.sent:
-            return _Fault(CallError(self._clean(str(lost))), again=True)
+            return Fault(CallError(self._clean(str(lost))), again=True)
         said = self._clean(f"no connection to {self._url}: {lost}")
         if self._heard:
-            return _Fault(CallError(said), again=True)
-        return _Fault(InputError(f"{said}; is the server running, and base_url right?"), again=True)
+            return Fault(CallError(said), again=True)
+        return Fault(InputError(f"{said}; is the server running, and base_url right?"), again=True)
 
-    def _refusal(self, answer: Answer, asked: dict[str, Any]) -> _Fault:  # noqa: PLR0911  one return a meaning
+    def _refusal(self, answer: Answer, asked: dict[str, Any]) -> Fault:  # noqa: PLR0911  one return a meaning
         """Say what a status means: this call failed, perhaps for now, or every call will."""
         status, text = answer.status, message(answer.body)
         said, who = self._clean(text), f"provider {self._section.provider}"
@@ -301,23 +301,23 @@ class ApiChat:
                     if name == "temperature" and name not in self._refused:  # the only one that changes what is drawn
                         say(f"{who} takes no temperature {asked[name]:g} for {self._section.model}; the model's own is used")
                     self._refused |= {name}
-                    return _Fault(CallError(f"HTTP {status}: {said}"), free=True)
+                    return Fault(CallError(f"HTTP {status}: {said}"), free=True)
         if status == 401 or (status == 400 and "api key" in said.lower()):
-            return _Fault(InputError(f"{who} refused the key: check {key} (HTTP {status})"))
+            return Fault(InputError(f"{who} refused the key: check {key} (HTTP {status})"))
         if status in (402, 403):
-            return _Fault(InputError(f"{who} refused the call: check {key} and the account (HTTP {status}: {said})"))
+            return Fault(InputError(f"{who} refused the call: check {key} and the account (HTTP {status}: {said})"))
         if status == 404:
-            return _Fault(InputError(f"{who} has no model {self._section.model!r} at {self._url} (HTTP 404: {said})"))
+            return Fault(InputError(f"{who} has no model {self._section.model!r} at {self._url} (HTTP 404: {said})"))
         if status < 400:
             where = self._clean(answer.location or "nowhere")
-            return _Fault(InputError(f"{who}: {self._url} leads on to {where}; a key is not sent on, so correct base_url"))
+            return Fault(InputError(f"{who}: {self._url} leads on to {where}; a key is not sent on, so correct base_url"))
         if error_code(answer.body) == "insufficient_quota":
-            return _Fault(InputError(f"{who}: the account has nothing left (HTTP {status}: {said})"))
+            return Fault(InputError(f"{who}: the account has nothing left (HTTP {status}: {said})"))
         wait = seconds_of(answer.retry_after)
         again = (status in AGAIN or status >= 500) and wait <= LONGEST_WAIT
         if again:
             self._requests.put_off(wait)
-        return _Fault(CallError(f"HTTP {status}: {said}"), again=again)
+        return Fault(CallError(f"HTTP {status}: {said}"), again=again)
 
     def _clean(self, text: str) -> str:
         """Make one line of at most 200 characters, without the key."""
@@ -329,7 +329,8 @@ class ApiChat:
 
 _Said = tuple[Prompt, int, tuple[Reply, ...]]
 """A draw by its prompt and number, and the replies to its turns so far."""
-_FINISH: dict[str, Finish] = {"length": "length", "max_tokens": "length", "content_filter": "content_filter"}
+FINISH: dict[str, Finish] = {"length": "length", "max_tokens": "length", "content_filter": "content_filter"}
+"""What servers say of a reply's end; all else is `stop`."""
 
 
 class Api:

@@ -306,10 +306,10 @@ def read(body: bytes) -> Said | None:
     except ValidationError:
         return None
     choice = answer.choices[0]
-    return Said(choice.message.content, choice.finish_reason, *_usage(answer.usage), _logprobs(choice.logprobs))
+    return Said(choice.message.content, choice.finish_reason, *usage_of(answer.usage), _logprobs(choice.logprobs))
 
 
-def _usage(told: Any) -> tuple[int | None, int | None]:
+def usage_of(told: Any) -> tuple[int | None, int | None]:
     """Return tokens in and out. What a model thought is paid for as output, though some count it in the total alone."""
     counts = told if isinstance(told, dict) else {}
     asked, answered, total = (

@@ -45,7 +45,7 @@ class Local:
         wanted = list(prompts)
         if not self._owed(wanted, have):
             return
-        model, tokenizer, stops = loaded = _load(self._model)
+        model, tokenizer, stops = loaded = load(self._model)
         encoded = self._encode(model, tokenizer, wanted)
         sampling = self._sampling.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"}, mode="json")
         per_batch = max(1, self._sampling.batch_size // self.n)
@@ -89,7 +89,7 @@ class Local:
 
     def _fitting(self, model: PreTrainedModel, prompts: list[list[int]]) -> list[list[int]]:
         """Return token ids of prompts cut from the left to what the model can take, and say how many were."""
-        room = _room(model, self._sampling.max_new_tokens, self.label)
+        room = room_for(model, self._sampling.max_new_tokens, self.label)
         if room is None:
             return prompts
         if cut := sum(len(ids) > room for ids in prompts):
@@ -102,7 +102,7 @@ class Local:
         return _draw(model, prompts, self._sampling, stops, pad, seed=seed)
 
 
-def _load(model: Model) -> Loaded:
+def load(model: Model) -> Loaded:
     """Return a model with what it takes to ask it. Raises InputError."""
     tokenizer = models.load_tokenizer(model)
     device = models.device()
@@ -123,7 +123,7 @@ def _reply(loaded: Loaded, answer: list[int]) -> Reply:
     return Reply(text, "length" if end is None else "stop", tokens=len(answer) if end is None else end + 1)
 
 
-def _room(model: PreTrainedModel, new: int, label: str) -> int | None:
+def room_for(model: PreTrainedModel, new: int, label: str) -> int | None:
     """Return how many tokens a prompt may have, None where there is no end. Raises InputError."""
     longest: int | None = getattr(model.config, "max_position_embeddings", None)
     if longest is None:
@@ -245,7 +245,7 @@ class LocalChat:
 
     @cached_property
     def _loaded(self) -> Loaded:
-        return _load(Model(name_or_path=self._section.model))
+        return load(Model(name_or_path=self._section.model))
 
     def ask(self, items: Iterable[tuple[K, Question]]) -> Iterator[tuple[K, Reply | CallError]]:
         """Yield the reply to every question with its key, the shortest of a window first; it costs nothing.
@@ -261,7 +261,7 @@ class LocalChat:
             asked = []
             for key, question in window:
                 ids = models.prompt_ids(tokenizer, question.messages, encoder_decoder=apart)
-                room = _room(model, question.max_tokens, self._section.model)
+                room = room_for(model, question.max_tokens, self._section.model)
                 if room is not None and len(ids) > room:
                     yield key, CallError(f"a question of {len(ids)} tokens; {self._section.model} takes {room}")
                 else:

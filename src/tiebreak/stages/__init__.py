@@ -102,6 +102,8 @@ def describe(stage: str, counts: Counts) -> str:
 
 def _prepare(counts: Counts) -> str:
     pairs = f", {counts['pairs']} ready-made pairs" if "pairs" in counts else ""
+    if "labels" in counts:
+        pairs = f", {sum(counts['labels'].values())} labelled answers ({_listed(counts['labels'])})"
     dropped = f"; dropped {_listed(counts['dropped'])}" if counts["dropped"] else ""
     return (
         f"{counts['prompts']} prompts of {counts['rows']} rows ({counts['train']} train, {counts['test']} test){pairs}{dropped}"
@@ -176,7 +178,8 @@ def _train(counts: Counts) -> str:
     loss = "" if counts["loss"] is None else f", mean loss {counts['loss']:.3f}"  # fewer steps than are between two logs
     best = f", best at step {counts['best_step']}" if "best_step" in counts else ""
     warned = f"; warned of {' and '.join(counts['warnings'])}" if "warnings" in counts else ""
-    return f"{counts['steps']} steps on {counts['pairs']} pairs of {counts['prompts']} prompts{loss}{best}{warned}"
+    what = "labelled answers" if counts.get("labelled") else "pairs"
+    return f"{counts['steps']} steps on {counts['pairs']} {what} of {counts['prompts']} prompts{loss}{best}{warned}"
 
 
 def _evaluate(counts: Counts) -> str:

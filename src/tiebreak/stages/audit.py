@@ -84,7 +84,7 @@ def audit_run(run: Run) -> tuple[list[Finding], int]:
         cut = {draw.id for draw in read_jsonl(run.completions_jsonl, Completion) if draw.finish_reason == "length"}
         done = audit_pairs(lambda: _run_pairs(run, scores, cut), detect, held_out=held_out, scale=scale)
         found = done.findings + list(_judges(run))
-    elif run.ready_made:
+    elif run.recipe.prompts.pairs:
         rows = read_rows(run)
         done = audit_pairs(lambda: (_pair(row._replace(where=Path(row.where).name), run.recipe.prompts) for row in rows), detect)
         found = done.findings

@@ -59,7 +59,7 @@ def judge(run: Run) -> Counts:
 def twos(run: Run) -> list[Two]:
     """Return every two distinct completions of a prompt; of ready-made pairs, the two of each pair."""
     prompts, draws = {prompt.id: prompt for prompt in run.prompts()}, run.draws()
-    if run.ready_made:
+    if run.recipe.prompts.pairs:
         texts = {draw.id: draw for draw in draws}
         given = (verdict for verdict in run.verdicts(run.given_jsonl) if isinstance(verdict, Comparison))
         return [(prompts[verdict.prompt_id], texts[verdict.first], texts[verdict.second]) for verdict in given]

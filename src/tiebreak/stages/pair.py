@@ -33,7 +33,10 @@ class Attempt(NamedTuple):
 
 def pair(run: Run) -> Counts:
     """Write the training pairs, and the held-out pairs apart from them so that no trainer meets them by mistake."""
-    provenance = {"judge": run.recipe.labelling_judge, "strategy": GIVEN if run.ready_made else run.recipe.pair.strategy}
+    provenance = {
+        "judge": run.recipe.labelling_judge,
+        "strategy": GIVEN if run.recipe.prompts.pairs else run.recipe.pair.strategy,
+    }
     kept: dict[str, list[PreferencePair]] = {"train": [], "test": []}
     dropped = {"train": Counter[str](), "test": Counter[str]()}
     for attempt in attempts(run):
@@ -63,7 +66,7 @@ def attempts(run: Run) -> Iterator[Attempt]:
     for draw in run.draws():
         draws.setdefault(draw.prompt_id, []).append(draw)
     given: dict[str, list[tuple[str, str]]] = {}
-    if run.ready_made:
+    if run.recipe.prompts.pairs:
         for verdict in run.verdicts(run.given_jsonl):
             if isinstance(verdict, Comparison):
                 given.setdefault(verdict.prompt_id, []).append((verdict.first, verdict.second))
@@ -71,7 +74,7 @@ def attempts(run: Run) -> Iterator[Attempt]:
         own = draws.get(prompt.id, [])
         texts = {draw.id: draw for draw in own}
         seen: set[frozenset[str]] = set()
-        for both in given.get(prompt.id, []) if run.ready_made else _candidates(own, settings.strategy, verdicts):
+        for both in given.get(prompt.id, []) if run.recipe.prompts.pairs else _candidates(own, settings.strategy, verdicts):
             one, other, outcome = texts[both[0]], texts[both[1]], verdicts.outcome(*both)
             yield Attempt(prompt, one, other, outcome, _why_not(one, other, outcome, seen, settings.min_margin))
             seen.add(frozenset(both))

@@ -10,12 +10,13 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 from tiebreak.exchange.sources import Chat, Row, columns_of, content_of, need_column, read_rows, scalars_of, text_of, texts_of
+from tiebreak.exchange.votes import thumb
 from tiebreak.files import appending, read_jsonl, write_jsonl
 from tiebreak.judges.ifeval import FIELDS, instructions
 from tiebreak.progress import progress
 from tiebreak.recipe import GIVEN, Filters, Prompts, RulesJudge, Write
 from tiebreak.recipe.checks import IfEval
-from tiebreak.records import Comparison, Completion, InputError, Message, Prompt, content_hash, prompt_id
+from tiebreak.records import Comparison, Completion, InputError, Message, Prompt, Rating, content_hash, prompt_id
 from tiebreak.run import Counts, Run
 from tiebreak.samplers.build import build_sampler
 
@@ -31,12 +32,14 @@ MARKS = re.compile(r"^(?:[-*•–]\s+|•|\(?\d{1,3}[.):](?!\d)\s*)+")
 
 
 class Candidate(NamedTuple):
-    """A row as a prompt, and with ready-made pairs its two answers."""
+    """A row as a prompt, and with ready-made pairs its two answers; a labelled answer is the chosen one."""
 
     messages: Chat
     meta: dict[str, Any]
     chosen: str = ""
     rejected: str = ""
+    good: bool | None = None
+    """The label of a labelled answer."""
 
     @property
     def prompt(self) -> str:
@@ -47,7 +50,8 @@ class Candidate(NamedTuple):
     def key(self) -> str:
         """What makes a row the same as another; without pairs, the prompt's id."""
         prompt = prompt_id(self.messages)
-        return content_hash(prompt, self.chosen, self.rejected) if self.chosen or self.rejected else prompt
+        label = () if self.good is None else (self.good,)
+        return content_hash(prompt, self.chosen, self.rejected, *label) if self.chosen or self.rejected else prompt
 
 
 def prepare(run: Run) -> Counts:
@@ -84,11 +88,11 @@ def prepare(run: Run) -> Counts:
         Prompt.of(candidate.messages, "test" if key in held_out else "train", candidate.meta)
         for key, candidate in distinct.items()
     ]
-    if prompts.pairs is not None:
+    if prompts.given:
         completions, verdicts = _given(kept)
         write_jsonl(run.completions_jsonl, completions)
         write_jsonl(run.given_jsonl, verdicts)
-        counts["pairs"] = len(kept)
+        counts |= {"pairs": len(kept)} if prompts.pairs else {"labels": _tally(verdicts)}
     write_jsonl(run.prompts_jsonl, records)  # last: where it stands, the others do
     return {
         "rows": len(rows),
@@ -115,16 +119,19 @@ def candidates(rows: list[Row], prompts: Prompts, *, ifeval: bool = False, turns
     `ifeval` and `turns` say that the fields of IFEval's instructions, and those of MT-bench's later turns, are kept.
     """
     columns = columns_of(rows)
-    answers = (prompts.pairs.chosen, prompts.pairs.rejected) if prompts.pairs else ()
-    for key, name in zip(("chosen", "rejected"), answers, strict=False):
-        need_column(name, columns, f"prompts.pairs.{key}")
+    section = "pairs" if prompts.pairs else "labels"
+    named = dict(prompts.pairs or prompts.labels or ())
+    for key, name in named.items():
+        need_column(name, columns, f"prompts.{section}.{key}")
+    label = named.pop("label", None)
+    answers = tuple(named.values())
     if prompts.split is not None:
         need_column(prompts.split, columns, "prompts.split")
-    ask = _asker(prompts, [name for name in columns if name not in answers])
+    ask = _asker(prompts, [name for name in columns if name not in (*answers, label)])
     for row in rows:
         sides = [content_of(row, name) for name in answers]
         # Two whole conversations say themselves what was asked, unless the recipe says it.
-        whole = prompts.column is None and prompts.template is None and bool(sides) and all(map(_has_question, sides))
+        whole = prompts.column is None and prompts.template is None and len(sides) > 1 and all(map(_has_question, sides))
         if whole:
             messages = _common_prompt(sides[0], sides[1], row.where)
         elif ask is not None:
@@ -140,10 +147,14 @@ def candidates(rows: list[Row], prompts: Prompts, *, ifeval: bool = False, turns
             messages = (Message(role="system", content=prompts.system), *messages)
         if ifeval:  # here a mistake still has its line
             instructions(row.cells, row.where)
-        meta = scalars_of(row, answers, FIELDS if ifeval else ())
+        good = None
+        if label is not None and (good := thumb(row.cells.get(label), row.where)) is None:
+            yield Candidate((), {})
+            continue
+        meta = scalars_of(row, (*answers, *filter(None, [label])), FIELDS if ifeval else ())
         if turns:
             meta |= {name: lists for name in TURNS if (lists := texts_of(row.cells.get(name)))}
-        yield Candidate(messages, meta, *texts)
+        yield Candidate(messages, meta, "".join(texts[:1]), "".join(texts[1:]), good)
 
 
 def _asker(prompts: Prompts, columns: list[str]) -> Callable[[Row], Chat] | None:
@@ -174,7 +185,7 @@ def _template_asker(template: str, columns: list[str]) -> Callable[[Row], Chat]:
     def ask(row: Row) -> Chat:
         values = {field: text_of(row.cells.get(field), f"{row.where}, column {field!r}") for field in fields}
         blank = not any(value.strip() for value in values.values())  # the template's own words ask nothing
-        return () if blank else _question(_fill(template, values), row.where)
+        return () if blank else _question(fill(template, values), row.where)
 
     return ask
 
@@ -190,7 +201,7 @@ def _instruction_asker(instruction: str, more: str) -> Callable[[Row], Chat]:
     return ask
 
 
-def _fill(template: str, values: dict[str, str]) -> str:
+def fill(template: str, values: dict[str, str]) -> str:
     """Put values into {fields} in one pass, so that a field inside a value stays text; {{ and }} are braces."""
     return FIELD.sub(lambda match: match[0][0] if match[1] is None else values[match[1]], template)
 
@@ -261,7 +272,7 @@ def _sieve(rows: list[Candidate], filters: Filters, seed: int) -> tuple[list[Can
 
 
 def _objection(candidate: Candidate, filters: Filters) -> str | None:
-    if not candidate.prompt:
+    if not candidate.prompt or (candidate.good is not None and not candidate.chosen.strip()):
         return "empty"
     texts = [getattr(candidate, name) for name in filters.on]
     characters, words = [len(text) for text in texts], [len(text.split()) for text in texts]
@@ -312,21 +323,39 @@ def _held_out(ids: Iterable[str], fraction: float, seed: int, *, trains: bool) -
     return set(ranked[:test])
 
 
-def _given(kept: list[Candidate]) -> tuple[list[Completion], list[Comparison]]:
-    """Return the completions of ready-made pairs, equal ones of a prompt once, and one verdict per row."""
+def _given(kept: list[Candidate]) -> tuple[list[Completion], list[Comparison] | list[Rating]]:
+    """Return the answers that came with the rows, equal ones of a prompt once, and one verdict per pair or answer.
+
+    The score of a labelled answer is the mean of its labels, 1 for good and 0 for bad.
+    """
     completions: dict[str, Completion] = {}
     draws: Counter[str] = Counter()
     verdicts = []
+    labels: dict[str, list[bool]] = {}
     for candidate in kept:
         key = prompt_id(candidate.messages)
         ids = []
-        for text in (candidate.chosen, candidate.rejected):
+        for text in (candidate.chosen, candidate.rejected) if candidate.good is None else (candidate.chosen,):
             completion = Completion.of(key, text, sampler=GIVEN, finish_reason="given", draw=draws[key])
             draws[key] += completion.id not in completions
             completions.setdefault(completion.id, completion)
             ids.append(completion.id)
-        verdicts.append(Comparison(prompt_id=key, first=ids[0], second=ids[1], judge=GIVEN, winner="first"))
-    return list(completions.values()), verdicts
+        if candidate.good is None:
+            verdicts.append(Comparison(prompt_id=key, first=ids[0], second=ids[1], judge=GIVEN, winner="first"))
+        else:
+            labels.setdefault(ids[0], []).append(candidate.good)
+    ratings = [
+        Rating(prompt_id=completions[key].prompt_id, completion_id=key, judge=GIVEN, score=sum(each) / len(each))
+        for key, each in labels.items()
+    ]
+    return list(completions.values()), ratings or verdicts
+
+
+def _tally(verdicts: Iterable[Comparison | Rating]) -> dict[str, int]:
+    """Return how many labelled answers are good, bad, and as often called one as the other."""
+    scores = [verdict.score or 0.0 for verdict in verdicts if isinstance(verdict, Rating)]
+    good, bad = sum(score > 0.5 for score in scores), sum(score < 0.5 for score in scores)
+    return {"good": good, "bad": bad, "disputed": len(scores) - good - bad}
 
 
 # --- prompts written by a model ------------------------------------------------------------------------------------
@@ -375,7 +404,7 @@ def _write(run: Run, write: Write) -> list[Row]:
 
 
 def _ask(instruction: str, topic: str, n: int, heard: int, earlier: list[str]) -> Prompt:
-    text = _fill(instruction, {"n": str(n), "topic": topic})
+    text = fill(instruction, {"n": str(n), "topic": topic})
     if heard:  # the number keeps this from being the question whose answer was of no use
         text += f"\n\nThis is request {heard + 1}."
     if earlier:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from tiebreak import models
 from tiebreak.files import read_jsonl, write_jsonl
 from tiebreak.recipe import Train
-from tiebreak.records import InputError, Logged, PreferencePair
+from tiebreak.records import InputError, Logged, Message, PreferencePair, Rating, Split
 from tiebreak.run import Counts, Run
 from tiebreak.stages import fitting
 from tiebreak.training import losses
@@ -32,13 +33,17 @@ class HeldOut(BaseModel):
 def train(run: Run) -> Counts:
     """Train the policy on `pairs.jsonl` and save it; go on from the last whole checkpoint. Raises InputError."""
     settings = _settings(run)
-    pairs, held_out = run.pairs(run.pairs_jsonl), run.pairs(run.held_out_pairs_jsonl)
-    if not pairs:
-        return {"skipped": "no usable pair to train on"}
+    labelled = bool(run.recipe.prompts.labels) and settings.loss_type == ("kto",)
+    if labelled:
+        rows, held_out = (list(_labelled(run, split)) for split in ("train", "test"))
+    else:
+        both = (run.pairs(path) for path in (run.pairs_jsonl, run.held_out_pairs_jsonl))
+        rows, held_out = (_rows(pairs, flips=settings.use_flip_probability) for pairs in both)
+    if not rows:
+        return {"skipped": f"no usable {'labelled answer' if labelled else 'pair'} to train on"}
     config = _config(run, held_out=bool(held_out))
-    both = (_rows(some, flips=settings.use_flip_probability) for some in (pairs, held_out))
     beside = partial(PreferenceTrainer, ref_model=_reference(run, settings))
-    trainer = fitting.assembled(beside, config, run, "train", settings, *both)
+    trainer = fitting.assembled(beside, config, run, "train", settings, rows, held_out)
 
     def watch(append: Callable[[BaseModel], None], earlier: list[Logged], begun: int) -> Sequence[TrainerCallback]:
         still = trainer.needs_reference and not config.sync_ref_model
@@ -49,12 +54,13 @@ def train(run: Run) -> Counts:
 
     place = run.training("train")
     counts = {
-        "pairs": len(pairs) if config.unpaired else len(trainer.train_dataset),
+        "pairs": len(rows) if config.unpaired and not labelled else len(trainer.train_dataset),
         "prompts": len(trainer.train_dataset.groups),
+        **({"labelled": True} if labelled else {}),
         **fitting.fit(trainer, "train", place, watch),
     }
     if held_out:
-        write_jsonl(run.held_out_jsonl, _held_out(trainer))
+        write_jsonl(run.held_out_jsonl, _held_out(trainer, labelled=labelled))
     if config.load_best_model_at_end:
         counts["best_step"] = trainer.state.best_global_step
     if warned := {kind: line.step for line in read_jsonl(place.metrics_jsonl, Logged) if (kind := kind_of(line))}:
@@ -111,12 +117,29 @@ def _rows(pairs: Iterable[PreferencePair], *, flips: bool) -> list[dict[str, Any
     return [{name: getattr(pair, name) for name in columns} for pair in pairs]
 
 
-def _held_out(trainer: PreferenceTrainer) -> list[HeldOut]:
-    """Return the rewards of the held-out pairs; kto took them apart into two rows each, which find together here."""
+def _labelled(run: Run, split: Split) -> Iterator[dict[str, Any]]:
+    """Yield labelled answers as rows; one that is called good as often as bad says nothing."""
+    texts = {draw.id: draw.text for draw in run.draws()}
+    prompts = {prompt.id: prompt for prompt in run.prompts() if prompt.split == split}
+    for rating in run.verdicts(run.given_jsonl):
+        if isinstance(rating, Rating) and rating.prompt_id in prompts and rating.score not in (None, 0.5):
+            answer = (Message(role="assistant", content=texts[rating.completion_id]),)
+            yield {"prompt": prompts[rating.prompt_id].messages, "completion": answer, "label": rating.score > 0.5}
+
+
+def _held_out(trainer: PreferenceTrainer, *, labelled: bool) -> list[HeldOut]:
+    """Return the rewards of the held-out pairs; kto took them apart into two rows each, which find together here.
+
+    Of labelled answers each good one meets each bad one of its prompt.
+    """
     groups, found = trainer.eval_dataset.groups if trainer.eval_dataset else [], []
     for at, (group, twos) in enumerate(zip(groups, trainer.held_out_rewards(), strict=True)):
         pairs = twos
-        if trainer.args.unpaired:
+        if labelled:
+            rewards = [(example.desirable, reward) for example, (reward, _) in zip(group, twos, strict=True)]
+            good, bad = ([reward for desirable, reward in rewards if desirable == side] for side in (True, False))
+            pairs = list(product(good, bad))
+        elif trainer.args.unpaired:
             own = {example.row: reward for example, (reward, _) in zip(group, twos, strict=True)}
             pairs = [(own[row], own[row + 1]) for row in own if row % 2 == 0 and row + 1 in own]
         found += [HeldOut(prompt=at, chosen=won, rejected=lost) for won, lost in pairs]
