@@ -112,8 +112,8 @@ def test_a_judge_that_always_says_first_is_asked_no_more(tmp_path: Path, monkeyp
         judge(run)
     assert str(caught.value) == (
         "judge llm fails its canaries (3 of 3 completions beside themselves did not tie: it prefers what comes first; "
-        "3 of 3 completions did not beat their own letters shuffled: it prefers what comes first), so nothing it says "
-        f"becomes a pair; read {run.canaries('llm')}, change the judge, or go on with --accept-canary-failures"
+        "3 of 3 completions did not beat their own letters shuffled: it prefers what comes first), so it decides nothing; "
+        f"read {run.canaries('llm')}, change the judge, or go on with --accept-canary-failures"
     )
     assert len(says.asked) == 9
     assert all(map(is_canary, says.asked))

@@ -12,13 +12,14 @@ import yaml
 from typer.testing import CliRunner
 
 from conftest import make_causal
-from scripted import Typed, typed
+from scripted import Says, Typed, llm, put_in, shorter, typed
 from servers import reply, stub
 from test_report import words_of
 from tiebreak.cli import app
 from tiebreak.files import read_json, read_jsonl
 from tiebreak.records import Completion
 from tiebreak.run import Run
+from tiebreak.stages.trust import trust
 
 RULES = {"type": "rules", "checks": [{"check": "length", "max": 20}, {"check": "one_line"}]}
 INSTRUCTIONS = [f"Question {at}" for at in range(24)]
@@ -284,3 +285,40 @@ def test_two_models_here_meet_on_a_part_of_the_prompts(tiebreak: Any, tmp_path: 
     assert "base and other, on 12 prompts, 2 completions of each model per prompt" in words
     assert "Prompts 24 of 24" in words
     assert "for training 12 held out 12" in words
+
+
+# --- the judge is asked what it knows, first -----------------------------------------------------------------------
+
+
+def knows(first: str, second: str) -> str:
+    """Tell an answer from shuffled letters, and prefer the shorter of two answers."""
+    garbage = ["answer to that" not in text for text in (first, second)]
+    return shorter(first, second) if garbage[0] == garbage[1] else "second" if garbage[0] else "first"
+
+
+@pytest.mark.parametrize("fair", [True, False])
+def test_a_judge_flies_its_canaries_before_it_decides(
+    fair: bool, tiebreak: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = Says(knows if fair else lambda *_: "first", "llm")
+    put_in(monkeypatch, says)
+    texts = {"theirs": "a longer and rather worse answer to that", "mine": "a good answer to that"}
+    models = [answers(tmp_path, name, {asked: f"{text}, {asked}" for asked in INSTRUCTIONS}) for name, text in texts.items()]
+    path = recipe(tmp_path, models, judges=[llm("llm", canaries=3)])
+    done = tiebreak("run", path, "--run", "run")
+    assert done.code == (0 if fair else 2), done
+    run = Run(tmp_path / "run")
+    if fair:
+        assert run.summary["win_rate"]["rate"] == 1.0
+    else:
+        assert "so it decides nothing" in done.mistake
+        assert not run.eval_judgments("llm").exists()
+        assert tiebreak("run", path, "--run", "run", "--accept-canary-failures").code == 0
+        assert run.summary["win_rate"]["inconsistent"] == len(INSTRUCTIONS)
+    (own,) = trust(run).judges
+    assert own.canaries is not None
+    assert (own.canaries.identical_asked, own.canaries.failed) == (3, not fair)
+    assert own.bias.first is not None
+    assert own.bias.first.value == (0.5 if fair else 1.0)
+    words = words_of(run.report_html.read_text(encoding="utf-8"))
+    assert ("3 of 3 beside itself" if fair else "0 of 3 beside itself") in words

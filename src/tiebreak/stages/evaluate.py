@@ -25,7 +25,7 @@ from tiebreak.samplers.api import Api
 from tiebreak.samplers.ledger import spent
 from tiebreak.samplers.local import Local
 from tiebreak.stages.concord import concord
-from tiebreak.stages.judge import ask
+from tiebreak.stages.judge import Builder, ask, send_canaries
 from tiebreak.stages.measures import of_models, of_texts
 from tiebreak.stages.train import HeldOut
 
@@ -46,10 +46,12 @@ def evaluate(run: Run) -> Counts:
     every = run.prompts()
     prompts = [prompt for prompt in every if prompt.split == "test"]
     drawn, failed = _draw(run, settings, prompts)
-    twos = {both: list(_meeting_twos(prompts, drawn[both[0]], drawn[both[1]])) for both in settings.pairs}
-    # Who is shown one order only is not to see one model first every time.
-    asked = [_turned(run.recipe.seed, *two) for some in twos.values() for two in some]
-    ask(run, section, run.eval_judgments, asked)
+    twos = _twos(settings, prompts, drawn)
+    asked, build = _asked(run, twos), Builder(run)
+    if "judge" not in run.stages:  # where canaries were flown
+        members = run.recipe.members(section.name)
+        send_canaries(run, [judge for judge in run.recipe.judges if judge.name in members], asked, build)
+    ask(run, section, run.eval_judgments, asked, build)
     verdicts = Verdicts(run.verdicts(run.eval_judgments(section.name)))
     meetings = {both: [_meet(verdicts, *two) for two in some] for both, some in twos.items()}
     asked_on = "held-out prompts" if len(prompts) < len(every) else "prompts"
@@ -68,6 +70,22 @@ def evaluate(run: Run) -> Counts:
             less_one = {name: ratio[name] - 1 if ratio[name] is not None else None for name in ("mean", "low", "high")}
             summary["differences"]["perplexity"] = ratio | less_one
     return _write(run, summary, meetings, verdicts)
+
+
+def asked(run: Run) -> list[Two]:
+    """Return every two answers on which the evaluating judge was asked, as they were shown to it."""
+    settings = run.recipe.evaluate
+    prompts = [prompt for prompt in run.prompts() if prompt.split == "test"]
+    return _asked(run, _twos(settings, prompts, _drawn(run, settings))) if settings else []
+
+
+def _asked(run: Run, twos: dict[tuple[str, str], list[Two]]) -> list[Two]:
+    # Who is shown one order only is not to see one model first every time.
+    return [_turned(run.recipe.seed, *two) for some in twos.values() for two in some]
+
+
+def _twos(settings: Evaluate, prompts: list[Prompt], drawn: dict[str, dict[str, Draws]]) -> dict[tuple[str, str], list[Two]]:
+    return {both: list(_meeting_twos(prompts, drawn[both[0]], drawn[both[1]])) for both in settings.pairs}
 
 
 def _meeting_twos(prompts: list[Prompt], drawn: dict[str, Draws], against: dict[str, Draws]) -> Iterator[Two]:
@@ -100,11 +118,16 @@ def _draw(run: Run, settings: Evaluate, prompts: list[Prompt]) -> tuple[dict[str
             failed[name] = len(sampler.failures)
             if sampler.failures:
                 say(f"evaluate {name}: {len(sampler.failures)} calls failed, the first with: {sampler.failures[0]}")
+    return _drawn(run, settings), failed
+
+
+def _drawn(run: Run, settings: Evaluate) -> dict[str, dict[str, Draws]]:
+    """Read the draws of every model by prompt and number."""
     drawn: dict[str, dict[str, Draws]] = {name: {} for name in settings.names}
     for draw in sorted(read_jsonl(run.eval_completions_jsonl, Completion), key=lambda draw: draw.draw):
         if draw.sampler in drawn:  # a model that is not asked for any more keeps its draws
             drawn[draw.sampler].setdefault(draw.prompt_id, {})[draw.draw] = draw
-    return drawn, failed
+    return drawn
 
 
 def _counted(by_prompt: dict[str, Draws], failed: int) -> dict[str, int]:

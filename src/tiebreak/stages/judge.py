@@ -48,7 +48,7 @@ def judge(run: Run) -> Counts:
     run rests on, unless that is accepted.
     """
     asked, judges, build = twos(run), run.recipe.judges, Builder(run)
-    _send_canaries(run, asked, build)
+    send_canaries(run, judges, asked, build)
     members = {name for section in judges if isinstance(section, PanelJudge | CascadeJudge) for name in section.judges}
     for section in judges:
         if section.name not in members or section.name == run.recipe.labelling_judge:
@@ -164,12 +164,15 @@ def _append_people(run: Run, section: HumanJudge, path: Path, asked: list[Two]) 
 # --- canaries ------------------------------------------------------------------------------------------------------
 
 
-def _send_canaries(run: Run, asked: list[Two], build: Builder) -> None:
-    """Put questions with a known answer to every judge that is a model, and stop where one fails that the run rests on."""
+def send_canaries(run: Run, sections: Iterable[Judge], asked: list[Two], build: Builder) -> None:
+    """Put questions with a known answer to every judge that is a model.
+
+    Raises InputError where one fails that the run rests on, unless that is accepted.
+    """
     rests_on = run.recipe.members(
         run.recipe.labelling_judge, evaluating.name if (evaluating := run.recipe.evaluating_judge) else None
     )
-    for section in run.recipe.judges:
+    for section in sections:
         if not isinstance(section, LlmJudge | PairRmJudge | RewardJudge) or not section.canaries:
             continue
         result = canary_result(run, section, asked, build)
@@ -177,7 +180,7 @@ def _send_canaries(run: Run, asked: list[Two], build: Builder) -> None:
             say(f"judge {section.name} fails its canaries: {result.sentence}")
             if section.name in rests_on and not run.accepts_canary_failures:
                 raise InputError(
-                    f"judge {section.name} fails its canaries ({result.sentence}), so nothing it says becomes a pair; read "
+                    f"judge {section.name} fails its canaries ({result.sentence}), so it decides nothing; read "
                     f"{run.canaries(section.name)}, change the judge, or go on with --accept-canary-failures"
                 )
 

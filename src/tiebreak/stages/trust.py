@@ -10,7 +10,7 @@ from tiebreak.judges.canaries import CanaryResult
 from tiebreak.metrics.agreement import Agreement, Two, Verdicts, agreement
 from tiebreak.metrics.bias import Bias, bias
 from tiebreak.metrics.winrate import Estimate
-from tiebreak.recipe import ApiSampler, CascadeJudge, Judge, LlmJudge, PairRmJudge, PanelJudge, RewardJudge
+from tiebreak.recipe import ApiModel, ApiSampler, CascadeJudge, Judge, LlmJudge, PairRmJudge, PanelJudge, RewardJudge
 from tiebreak.run import Run
 from tiebreak.samplers.ledger import Spent, spent
 from tiebreak.stages.judge import canary_result, twos
@@ -37,18 +37,21 @@ class Panel(NamedTuple):
 
 
 def trust(run: Run) -> Panel:
-    """Measure every judge of a run that has given verdicts on its completions."""
-    sections = [section for section in run.recipe.judges if run.judgments(section.name).exists()]
+    """Measure every judge of a run that has given verdicts: on its completions, or where it makes no pairs in its evaluation."""
+    place = run.judgments if run.recipe.makes_pairs else run.eval_judgments
+    sections = [section for section in run.recipe.judges if place(section.name).exists()]
     if not sections:
         return Panel([], None)
-    asked, used = twos(run), spent(run.calls_sqlite)
-    records = {section.name: run.verdicts(run.judgments(section.name)) for section in sections}
+    asked, used = _asked(run), spent(run.calls_sqlite)
+    records = {section.name: run.verdicts(place(section.name)) for section in sections}
     verdicts = {name: Verdicts(own) for name, own in records.items()}
     deciders = [
         section.name for section in sections if not isinstance(section, PanelJudge | CascadeJudge) and records[section.name]
     ]
-    label = run.recipe.labelling_judge
-    labels = Verdicts(run.verdicts(run.judgments(label)))
+    deciding = run.recipe.labelling_judge
+    if not run.recipe.makes_pairs and run.recipe.evaluating_judge is not None:
+        deciding = run.recipe.evaluating_judge.name
+    labels = Verdicts(run.verdicts(place(deciding)))
     judges = []
     for section in sections:
         name = section.name
@@ -60,11 +63,19 @@ def trust(run: Run) -> Panel:
                 len(records[name]),
                 bias(records[name], asked, own_samplers(run, section), others),
                 _canaries(run, section, asked),
-                agreement([labels, verdicts[name]], asked) if name != label else None,
+                agreement([labels, verdicts[name]], asked) if name != deciding else None,
                 used.get(part_of(section)),
             )
         )
     return Panel(judges, agreement([verdicts[name] for name in deciders], asked) if len(deciders) > 2 else None)
+
+
+def _asked(run: Run) -> list[Two]:
+    if run.recipe.makes_pairs:
+        return twos(run)
+    from tiebreak.stages import evaluate  # loads torch
+
+    return evaluate.asked(run)
 
 
 def _canaries(run: Run, section: Judge, asked: list[Two]) -> CanaryResult | None:
@@ -74,10 +85,14 @@ def _canaries(run: Run, section: Judge, asked: list[Two]) -> CanaryResult | None
 
 
 def own_samplers(run: Run, section: Judge) -> set[str]:
-    """Return the labels of the samplers whose model is the judge's."""
+    """Return the labels of the samplers whose model is the judge's; where no pairs are made, of the models that meet."""
     if not isinstance(section, LlmJudge):
         return set()
     whole, own = run.recipe, set()
+    if not whole.makes_pairs:
+        other = whole.evaluate.named if whole.evaluate else {}
+        api = {name: model for name, model in other.items() if isinstance(model, ApiModel)}
+        return {name for name, model in api.items() if (model.provider, model.model) == (section.provider, section.model)}
     for sampler in whole.generate:
         if isinstance(sampler, ApiSampler):
             same = (sampler.provider, sampler.model) == (section.provider, section.model)
