@@ -51,7 +51,6 @@ def recipe(folder: Path, models: list[Any], **changes: Any) -> str:
     """Write a recipe that evaluates, and return its path."""
     data = {
         "name": "r",
-        "model": {"name_or_path": "none"},
         "prompts": {"source": "asked.json"},
         "judges": [RULES],
         "train": None,
@@ -261,7 +260,9 @@ def test_a_server_against_a_file_in_two_turns(tiebreak: Any, tmp_path: Path, mon
 
 def test_a_run_that_trains_asks_first_turns_alone(tiebreak: Any, tmp_path: Path) -> None:
     sampler = {"type": "local", "model": {"name_or_path": "absent"}}
-    path = recipe(tmp_path, ["base", "tuned"], prompts={"source": "question.jsonl"}, generate=[sampler], train={})
+    path = recipe(
+        tmp_path, ["base", "tuned"], prompts={"source": "question.jsonl"}, generate=[sampler], train={}, model=sampler["model"]
+    )
     assert tiebreak("prepare", path).code == 0
     assert {tuple(prompt.meta) for prompt in Run(tmp_path / "runs/r").prompts()} == {("question_id", "category")}
 

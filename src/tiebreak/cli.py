@@ -44,7 +44,7 @@ STAGE_HELP = {
     "pretrain": "Go on with raw text, where the recipe has a section pretrain.",
     "sft": "Teach the model completions, where the recipe has a section sft.",
     "train": "Train the model on the pairs.",
-    "evaluate": "Compare tuned with base on held-out prompts.",
+    "evaluate": "Compare models, as they stand before and after training or any others, on held-out prompts.",
     "report": "Write report.html.",
 }
 

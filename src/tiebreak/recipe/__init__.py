@@ -101,6 +101,9 @@ OPERATIONAL = {
 """Keys that change how fast the work goes and not what comes out: a run may go on with others."""
 
 
+NO_MODEL = "none"
+
+
 class Pair(Section):
     """How verdicts become preference pairs."""
 
@@ -118,7 +121,8 @@ class Recipe(Section):
     name: Name
     """The run's folder under runs/."""
     seed: int = Field(42, ge=0)
-    model: Model
+    model: Model = Model(name_or_path=NO_MODEL)
+    """What is trained; to be left out where only other models meet."""
     prompts: Prompts
     generate: tuple[Sampler, ...] = ()
     """Who completes the prompts; each sampler completes every one."""
@@ -148,6 +152,12 @@ class Recipe(Section):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{key}: two are called {twice[0]!r}; give each a name of its own")
+        writes = (
+            self.prompts.write is not None and isinstance(own := self.prompts.write.sampler, LocalSampler) and own.model is None
+        )
+        needs_model = self.train is not None or self.makes_pairs or writes or (self.evaluate is not None and self.evaluate.own)
+        if self.model.name_or_path == NO_MODEL and needs_model:
+            raise ValueError("model: missing; only a recipe in which other models meet, and nothing else, needs none")
         if self.train is None and not self.makes_pairs and self.evaluate is None:
             raise ValueError("train: without it the recipe does nothing; give it evaluate, or generate and judges")
         if not self.prompts.given:
