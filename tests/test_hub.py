@@ -500,17 +500,16 @@ def test_pulled_pairs_are_split_as_they_were(run: Run, tmp_path: Path, monkeypat
     recipe = tmp_path / "pulled.yaml"
     lines = pull(str(tmp_path / "dry" / "dataset"), recipe)
     assert lines[0] == f"{recipe}: edit it, then run: tiebreak run {recipe}"
-    assert any("margin and flip_probability come along as fields of the prompts" in line for line in lines)
+    assert any("flip_probability comes along" in line for line in lines)
     assert any("they were made for a model that is not on the Hub" in line for line in lines)
     again = Run.start(recipe, tmp_path / "again")
     again.perform("prepare", prepare)
     pair(again)
     for path in ("pairs_jsonl", "held_out_pairs_jsonl"):
         was, now = (each.pairs(getattr(each, path)) for each in (run, again))
-        assert [(each.prompt, each.chosen, each.rejected) for each in now] == [
-            (each.prompt, each.chosen, each.rejected) for each in was
+        assert [(each.prompt, each.chosen, each.rejected, each.flip_probability) for each in now] == [
+            (each.prompt, each.chosen, each.rejected, each.flip_probability) for each in was
         ]
-    assert {each.meta["flip_probability"] for each in again.prompts()} == {0.0}
     assert again.recipe.seed == run.recipe.seed
     push(again, "me/again", None, folder=tmp_path / "twice")
     card = (tmp_path / "twice" / "dataset" / "README.md").read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ from tiebreak.recipe import Prompts
 from tiebreak.records import Comparison, Completion, InputError, Message, Prompt
 from tiebreak.run import Run
 from tiebreak.stages import prepare as stage
+from tiebreak.stages.pair import pair
 from tiebreak.stages.prepare import prepare
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -501,6 +502,23 @@ def test_one_prompt_many_pairs_and_rows_that_are_equal(make_run, jsonl):
     again = make_run(source=source, filters={"first": 2}, **PAIRS)
     with pytest.raises(InputError, match="1 prompt cannot"):  # n counts rows, and both rows are P's
         prepare(again)
+
+
+def test_the_doubt_about_a_pair_comes_along(make_run, jsonl):
+    """From a column of its own to the pair; what is as likely the one as the other makes none."""
+    rows = [{"prompt": f"P{at}", "chosen": "a", "rejected": "b", "doubt": doubt} for at, doubt in enumerate((0.25, 0, None, 0.5))]
+    doubted = {"pairs": {"flip_probability": "doubt"}, "test_fraction": 0.25}
+    run = make_run(source=jsonl(rows), **doubted)
+    prepare(run)
+    assert all("doubt" not in each.meta for each in run.prompts())
+    counts = pair(run)
+    made = {each.prompt[0].content: each for path in (run.pairs_jsonl, run.held_out_pairs_jsonl) for each in run.pairs(path)}
+    assert {name: (each.flip_probability, each.margin) for name, each in made.items()} == {
+        "P0": (0.25, 0.5), "P1": (0.0, 1.0), "P2": (0.0, 1.0),
+    }  # fmt: skip
+    assert sum(part["dropped"].get("inconsistent", 0) for part in counts.values()) == 1
+    for wrong in (0.6, -0.1, "often", True):
+        assert "is no probability from 0 to 0.5" in refusal(make_run(source=jsonl([rows[0] | {"doubt": wrong}]), **doubted))
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ def pull(source: str, recipe: Path) -> list[str]:
             raise InputError(f"{source}: has no column {name}, so these are no pairs; there is {', '.join(columns)}")
     made = _made(about)
     kept = "test" in splits and "split" in columns
-    prompts: dict[str, Any] = {"source": source, "pairs": {}}
+    doubts = {"flip_probability": "flip_probability"} if "flip_probability" in columns else {}
+    prompts: dict[str, Any] = {"source": source, "pairs": doubts}
     prompts |= {"hub_split": "train+test", "split": "split"} if kept else {}
     data: dict[str, Any] = {"model": {"name_or_path": made.get("model") or MODEL}, "prompts": prompts}
     data |= {name: made[name] for name in ("seed", "train") if made.get(name) is not None}
@@ -95,11 +96,8 @@ def _told(columns: Iterable[str], splits: dict[str, list[str]], *, kept: bool, m
         lines.append("the split comes along: what was held out is held out")
     elif "test" in splits:
         lines.append("split test is left alone, since no column says which rows are in it; a tenth of train is held out")
-    if weights := [name for name in ("margin", "flip_probability") if name in columns]:
-        lines.append(
-            f"{' and '.join(weights)} come along as fields of the prompts; the labels count as certain, so min_margin and "
-            "use_flip_probability find nothing to go by"
-        )
+    if "flip_probability" in columns:
+        lines.append("flip_probability comes along; a pair's margin is what follows from it, 1 - 2 flip_probability")
     if not made:
         lines.append(f"nothing says for which model they were made; {MODEL} stands in the recipe")
     elif made.get("model") is None:

@@ -36,6 +36,8 @@ class PairColumns(Section):
     """Column of the better completion."""
     rejected: str = "rejected"
     """Column of the worse completion."""
+    flip_probability: str | None = None
+    """Column of the probability that the two are the wrong way round, from 0 to 0.5; without it the labels are certain."""
 
 
 class LabelColumns(Section):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+from tiebreak.exchange.asked import number
 from tiebreak.exchange.sources import Chat, Row, columns_of, content_of, need_column, read_rows, scalars_of, text_of, texts_of
 from tiebreak.exchange.votes import thumb
 from tiebreak.files import appending, read_jsonl, write_jsonl
@@ -40,6 +41,8 @@ class Candidate(NamedTuple):
     rejected: str = ""
     good: bool | None = None
     """The label of a labelled answer."""
+    flip_probability: float = 0.0
+    """How likely a ready-made pair is the wrong way round."""
 
     @property
     def prompt(self) -> str:
@@ -122,12 +125,13 @@ def candidates(rows: list[Row], prompts: Prompts, *, ifeval: bool = False, turns
     section = "pairs" if prompts.pairs else "labels"
     named = dict(prompts.pairs or prompts.labels or ())
     for key, name in named.items():
-        need_column(name, columns, f"prompts.{section}.{key}")
-    label = named.pop("label", None)
+        if name is not None:
+            need_column(name, columns, f"prompts.{section}.{key}")
+    label, flips = named.pop("label", None), named.pop("flip_probability", None)
     answers = tuple(named.values())
     if prompts.split is not None:
         need_column(prompts.split, columns, "prompts.split")
-    ask = _asker(prompts, [name for name in columns if name not in (*answers, label)])
+    ask = _asker(prompts, [name for name in columns if name not in (*answers, label, flips)])
     for row in rows:
         sides = [content_of(row, name) for name in answers]
         # Two whole conversations say themselves what was asked, unless the recipe says it.
@@ -151,10 +155,19 @@ def candidates(rows: list[Row], prompts: Prompts, *, ifeval: bool = False, turns
         if label is not None and (good := thumb(row.cells.get(label), row.where)) is None:
             yield Candidate((), {})
             continue
-        meta = scalars_of(row, (*answers, *filter(None, [label])), FIELDS if ifeval else ())
+        meta = scalars_of(row, (*answers, *filter(None, [label, flips])), FIELDS if ifeval else ())
         if turns:
             meta |= {name: lists for name in TURNS if (lists := texts_of(row.cells.get(name)))}
-        yield Candidate(messages, meta, "".join(texts[:1]), "".join(texts[1:]), good)
+        doubt = 0.0 if flips is None else _doubt(row, flips)
+        yield Candidate(messages, meta, "".join(texts[:1]), "".join(texts[1:]), good, doubt)
+
+
+def _doubt(row: Row, column: str) -> float:
+    """Return a row's flip probability. Raises InputError."""
+    value = number(said := row.cells.get(column))
+    if said not in (None, "") and (value is None or not 0 <= value <= 0.5):
+        raise InputError(f"{row.where}, column {column!r}: {str(said)[:40]!r} is no probability from 0 to 0.5")
+    return value or 0.0
 
 
 def _asker(prompts: Prompts, columns: list[str]) -> Callable[[Row], Chat] | None:
@@ -341,7 +354,9 @@ def _given(kept: list[Candidate]) -> tuple[list[Completion], list[Comparison] | 
             completions.setdefault(completion.id, completion)
             ids.append(completion.id)
         if candidate.good is None:
-            verdicts.append(Comparison(prompt_id=key, first=ids[0], second=ids[1], judge=GIVEN, winner="first"))
+            sure = 1 - candidate.flip_probability if candidate.flip_probability else None
+            verdict = {"prompt_id": key, "first": ids[0], "second": ids[1], "winner": "first", "probability": sure}
+            verdicts.append(Comparison(judge=GIVEN, **verdict))
         else:
             labels.setdefault(ids[0], []).append(candidate.good)
     ratings = [
