@@ -53,7 +53,7 @@ def tab(
     page.set_default_timeout(60_000)  # machines are shared
     try:
         yield page
-        assert heard == []
+        assert not heard, "\n".join(heard)
     finally:
         context.close()
 

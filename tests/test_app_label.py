@@ -26,14 +26,15 @@ pytestmark = [
 ]
 
 HOSTILE = "<img src=x onerror=\"window.taken='img'\"><script>window.taken=1</script> ${window.taken=2} {{this}} `\\` &lt;b&gt;"
-ASKED = Prompt.of((Message(role="system", content="Be brief."), Message(role="user", content=f"Why? {HOSTILE}")), "train")
+ASKED = Prompt.of((Message(role="system", content="Be brief."), Message(role="user", content=f"Why? {HOSTILE}")), "test")
 IDEAS = [prompt(f"idea {at}") for at in range(6)]
+MET = [completion(ASKED, f"{text} {HOSTILE}", 0, model) for text, model in (("mine", "base"), ("yours", "tuned"))]
 KEYS = {"ArrowLeft": "first", "ArrowRight": "second", "ArrowDown": "tie", "ArrowUp": "tie"}
 
 
 def a_run(root: Path, name: str = "titles") -> Run:
     (root / name).mkdir(parents=True)
-    run = start(root / name)
+    run = start(root / name, evaluate={"n": 1})
     asked = [(of, [f"{of.text} title {at}" for at in range(3)]) for of in IDEAS]
     asked += [(ASKED, [f"one {HOSTILE}", f"two </div></section>{HOSTILE}", "three\n  lines\u2028and \u202eturned"])]
     put(run, *asked)
@@ -42,6 +43,7 @@ def a_run(root: Path, name: str = "titles") -> Run:
         for of, texts in asked
         for each in (compared(of, texts[0], texts[1], "first"), compared(of, texts[1], texts[0], "second"))
     ]
+    write_jsonl(run.eval_completions_jsonl, MET)
     write_jsonl(run.judgments("llm"), [each.model_copy(update={"reason": f"because {HOSTILE}"}) for each in said])
     return run
 
@@ -57,7 +59,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
 @pytest.fixture
 def run(address: tuple[str, Path]) -> Run:
     run = Run(address[1] / "titles" / "run")
-    run.judgments("people").unlink(missing_ok=True)
+    for path in (run.judgments("people"), run.eval_judgments("people")):
+        path.unlink(missing_ok=True)
     queue._claims.clear()
     return run
 
@@ -156,9 +159,7 @@ def test_keys_are_typed_where_one_types(chromium: Any, address: tuple[str, Path]
         page.keyboard.press("ArrowUp")
         page.locator(".desk").focus()
         page.keyboard.press("Control+ArrowLeft")
-        page.wait_for_timeout(300)
         assert page.get_by_label("Your name").input_value() == "us"
-        assert not run.judgments("people").exists()
         page.get_by_role("button", name="First is better").focus()  # a button is no place to type
         press(page, "ArrowRight")
         page.get_by_role("button", name="Tie").click()
@@ -207,6 +208,23 @@ def test_a_second_opinion(chromium: Any, address: tuple[str, Path], run: Run) ->
         assert page.get_by_text("Nobody waits for your opinion").is_visible()
         assert "Eva (person)" in page.locator(".desk").inner_text()
     assert {each.reason for each in said(run)[-7:]} == {"1 to 0, 1 tie: both bad", "0 to 1, 1 tie: both bad"}
+
+
+def test_models_on_held_out_prompts(chromium: Any, address: tuple[str, Path], run: Run) -> None:
+    with tab(chromium) as page:
+        open_(page, address[0])
+        page.get_by_label("Your name").fill("Eva")
+        page.get_by_label("Models on held-out prompts").check()
+        page.get_by_role("button", name="Start").click()
+        page.locator(".desk:focus").wait_for()
+        assert not {"base", "tuned"} & set(page.locator(".desk").inner_text().split())
+        press(page, "ArrowLeft")
+        assert page.get_by_text("All is judged").is_visible()
+        assert re.search(r"First\s+was written by (base|tuned)", page.locator(".desk").inner_text())
+        assert page.get_by_text(f"tiebreak evaluate {run.path}").is_visible()
+    (kept,) = read_jsonl(run.eval_judgments("people"), Comparison)
+    assert {kept.first, kept.second} == {each.id for each in MET}
+    assert not run.judgments("people").exists()
 
 
 def test_what_models_say_is_text(chromium: Any, address: tuple[str, Path], run: Run) -> None:

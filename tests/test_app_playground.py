@@ -22,12 +22,13 @@ from test_streams import chunk, events, sent
 from tiebreak import models
 from tiebreak.app import asked, votes
 from tiebreak.app.answers import Answer, Stop, side_by_side
-from tiebreak.app.asked import Round, caption, chat_of, choices, field_of, find, keep, settings_of, verdicts
+from tiebreak.app.asked import Round, caption, chat_of, choices, field_of, find, keep, settings_of, verdicts, writer_of
 from tiebreak.app.home import Home
 from tiebreak.files import read_jsonl, write_jsonl
 from tiebreak.recipe import Endpoint, LocalSampling, Model
 from tiebreak.records import Comparison, Completion, InputError, Message, Prompt
 from tiebreak.run import Run
+from tiebreak.samplers.ledger import spent
 
 pytest.importorskip("gradio")
 pytestmark = [
@@ -129,6 +130,15 @@ def test_a_name_leads_to_its_model(home: Home, root: Path) -> None:
     assert find(home, "openai: gpt-4.1") == Endpoint(provider="openai", model="gpt-4.1")
     with pytest.raises(InputError, match="model titles: checkpoint-8"):
         find(home, "titles: checkpoint-8")
+
+
+def test_without_a_run_calls_stand_in_an_account_of_the_directory(tmp_path: Path) -> None:
+    home = Home(tmp_path / "runs")
+    with stub([sent(events(chunk("Hi", "stop")))]) as seen:
+        writer = writer_of(home, None, f"{seen.url}: m", [Message(role="user", content="Why?")], LocalSampling(), seed=1)
+        assert [answer.text for answer in list(side_by_side([writer], Stop()))[-1]] == ["Hi"]
+    assert spent(tmp_path / "runs" / "calls.sqlite")["playground.m"].calls == 1
+    assert home.names() == []
 
 
 def test_where_runs_may_not_be_started_only_models_that_are_there_answer(tmp_path: Path, root: Path) -> None:
@@ -480,8 +490,8 @@ def test_an_encoder_decoder_from_a_folder(page: Any, tiny_t5: Path) -> None:
     assert names(page) == [f"A: {tiny_t5}"]
 
 
-def test_a_model_behind_a_server_and_what_it_says_is_text(page: Any) -> None:
-    with stub([sent(events(chunk(MARKUP, "stop")))]) as seen:
+def test_a_model_behind_a_server_and_what_it_says_is_text(page: Any, home: Home) -> None:
+    with stub([sent(events(chunk(MARKUP, "stop"), chunk(usage={"prompt_tokens": 7, "completion_tokens": 3})))]) as seen:
         page.get_by_text("Other models").click()
         box(page, "Provider").click()
         page.get_by_role("option", name="custom").click()
@@ -497,6 +507,8 @@ def test_a_model_behind_a_server_and_what_it_says_is_text(page: Any) -> None:
     assert seen.requests[0]["model"] == MARKUP
     assert seen.requests[0]["messages"] == [{"role": "user", "content": MARKUP}]
     assert names(page)[1] == f"B: {seen.url}: {MARKUP}"
+    used = spent(home.calls("titles"))[f"playground.{MARKUP}"]
+    assert (used.calls, used.prompt_tokens, used.tokens) == (1, 7, 3)
     assert page.locator("img[src=x]").count() == 0
     assert not scripts_ran(page)
 

@@ -17,9 +17,9 @@ from tiebreak.run import Run
 from tiebreak.stages import concord as stage
 from tiebreak.stages.concord import concord
 from tiebreak.stages.evaluate import evaluate
-from tiebreak.stages.judge import twos
 from tiebreak.stages.pair import pair
 from tiebreak.stages.report import report
+from tiebreak.stages.twos import twos
 
 TEXTS = ("a", "bbb", "ccccc")
 PROMPTS = [prompt(f"p{at}", "test") for at in range(8)]

@@ -37,8 +37,9 @@ from tiebreak.files import read_jsonl, write_jsonl
 from tiebreak.judges.build import build_judge
 from tiebreak.records import Comparison, InputError, Rating
 from tiebreak.run import Run
-from tiebreak.stages.judge import ask, judge, twos
+from tiebreak.stages.judge import ask, judge
 from tiebreak.stages.pair import REASONS, attempts, pair
+from tiebreak.stages.twos import twos
 
 A, B = prompt("a"), prompt("b", "test")
 

@@ -13,9 +13,12 @@ from tiebreak.app import queue, votes
 from tiebreak.app.queue import agreements, answer, begin, blind, desk, dispute, left, ordered, standing
 from tiebreak.app.votes import Shown
 from tiebreak.files import read_jsonl, write_jsonl
-from tiebreak.records import Comparison, InputError
+from tiebreak.records import Comparison, Completion, InputError
 from tiebreak.run import Run
+from tiebreak.stages import evaluate
+from tiebreak.stages.concord import concord
 
+PEOPLE = {"type": "human", "name": "people"}
 A, B, C = prompt("a"), prompt("b", "test"), prompt("c")
 TEXTS = {A.id: ["1", "22", "333", "22", " "], B.id: ["x", "yy"], C.id: ["one", "two", "three", "four", "five"]}
 
@@ -268,3 +271,85 @@ def test_agreement_with_each_judge_and_each_person(tmp_path: Path) -> None:
     assert found["llm"].kappa.low < found["llm"].kappa.value < 3 / 5  # less chance
     assert (found["Tom (person)"].share.n, found["Tom (person)"].kappa) == (1, None)
     assert agreements(desk(run), standing(run), "nobody") == {}
+
+
+# --- models against each other -------------------------------------------------------------------------------------
+
+HELD_OUT = [prompt(f"held out {at}", "test") for at in range(3)]
+
+
+def evaluated(folder: Path, judge: str = "other") -> Run:
+    """Return a run whose models have answered: base twice to each prompt, tuned once."""
+    run = start(folder, judges=[llm("label"), llm("other"), PEOPLE], pair={"judge": "label"}, evaluate={"judge": judge})
+    put(run, (A, TEXTS[A.id]), *((each, ("x", "yy")) for each in HELD_OUT))
+    says = {"base": ("short", "longer one"), "tuned": ("of the tuned one",)}
+    drawn = [completion(each, text, at, name) for each in HELD_OUT for name in says for at, text in enumerate(says[name])]
+    write_jsonl(run.eval_completions_jsonl, [*drawn, completion(A, "trained on", 0, "base"), completion(A, "so", 0, "tuned")])
+    return run
+
+
+def test_people_are_asked_what_the_evaluating_judge_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = evaluated(tmp_path)
+    write_jsonl(run.eval_judgments("other"), swapped(HELD_OUT[0], "short", "of the tuned one", "first", "second", "other"))
+    write_jsonl(run.judgments("label"), swapped(A, "1", "22", "first", "second", "label"))
+    there = desk(run, "models")
+    asked: list[Any] = []
+    monkeypatch.setattr(evaluate, "_draw", lambda *_: (by_model(run), dict.fromkeys(("base", "tuned"), 0)))
+    monkeypatch.setattr(evaluate, "of_models", lambda *_: {})
+    monkeypatch.setattr(evaluate, "ask", lambda run, section, place, twos, *_: asked.extend(twos))
+    run.tuned.mkdir(parents=True)
+    evaluate.evaluate(run)
+    assert set(there.twos) == {frozenset((one.id, other.id)) for _, one, other in asked}
+    assert len(there.twos) == 6
+    assert list(there.judges) == ["other"]
+
+
+def test_where_a_person_is_the_evaluating_judge_the_win_rate_is_what_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = evaluated(tmp_path, judge="people")
+    monkeypatch.setattr(evaluate, "_draw", lambda *_: (by_model(run), dict.fromkeys(("base", "tuned"), 0)))
+    monkeypatch.setattr(evaluate, "of_models", lambda *_: {})
+    run.tuned.mkdir(parents=True)
+    evaluate.evaluate(run)
+    assert run.summary["win_rate"] is None
+    there = desk(run, "models")
+    for of, base, tuned in list(there.twos.values())[:4]:
+        votes.vote(run, Shown(of.id, tuned.id, base.id), "first", "Eva", "models")
+    evaluate.evaluate(run)
+    assert [run.summary["win_rate"][key] for key in ("rate", "n", "failed")] == [1.0, 4, 2]
+
+
+def by_model(run: Run) -> dict[str, Any]:
+    drawn: dict[str, Any] = {"base": {}, "tuned": {}}
+    for draw in read_jsonl(run.eval_completions_jsonl, Completion):
+        drawn[draw.sampler].setdefault(draw.prompt_id, {})[draw.draw] = draw
+    return drawn
+
+
+def test_what_people_say_of_models_lies_where_the_evaluation_reads_it(tmp_path: Path) -> None:
+    run = evaluated(tmp_path)
+    twos = desk(run, "models").twos
+    write_jsonl(
+        run.eval_judgments("other"),
+        [each for of in HELD_OUT for each in swapped(of, "short", "of the tuned one", "first", "second", "other")],
+    )
+    sitting = begin(run, "run", "Eva", "disputed", "models")
+    while sitting.shown:
+        better = twos[sitting.shown.both][1].id  # base's
+        sitting = answer(run, sitting, sitting.question, "first" if sitting.shown.first == better else "second")
+    sitting = answer(run, sitting, sitting.question, "undo")
+    assert sitting.shown is not None
+    answer(run, sitting, sitting.question, "tie")
+    assert not run.judgments("people").exists()
+    assert standing(run) == {}
+    assert (len(standing(run, "models")), begin(run, "run", "Eva", "random").shown is not None) == (6, True)
+    found = concord(run, run.recipe.judge("other"), list(twos.values()))["with_people"]
+    assert [(each["judge"], each["n"]) for each in found] == [("people", 3)]
+    assert found[0]["rate"] >= 2 / 3
+
+
+def test_a_run_without_an_evaluation_has_no_models_to_judge(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    sitting = begin(run, "run", "Eva", "disputed", "models")
+    assert (sitting.shown, left(run, sitting)) == (None, [])

@@ -23,9 +23,11 @@ from tiebreak.app.shelf import Shelf
 from tiebreak.app.streams import Turns, local
 from tiebreak.recipe import Endpoint, LocalSampling, Model
 from tiebreak.records import InputError, Message
-from tiebreak.samplers import CallError
+from tiebreak.samplers import CallError, Question
 from tiebreak.samplers import calls as wire
+from tiebreak.samplers.ledger import spent
 from tiebreak.samplers.local import _draw
+from tiebreak.samplers.prices import most_prompt_tokens
 
 ASKED = (Message(role="user", content="tell me now"),)
 DRAWS = LocalSampling(temperature=0.8, top_p=0.9, top_k=40, max_new_tokens=24)
@@ -521,6 +523,51 @@ def test_a_reply_without_end_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None
 def test_nothing_is_kept_and_nothing_is_answered_from_what_was_kept() -> None:
     with stub([sent(events(chunk("one", "stop"))), sent(events(chunk("two", "stop")))]) as seen:
         assert [ask(seen.url).text for _ in range(2)] == ["one", "two"]
+
+
+PRICE = {"input": 1.0, "output": 10.0}
+
+
+def paid(path: Path, url: str, stop: Stop | None = None, **changes: Any) -> Answer:
+    section = server(url, **{"price": PRICE, **changes})
+    (answer,) = write(served.api(section, ASKED, DRAWS, 11, path / "calls.sqlite"), stop=stop)
+    return answer
+
+
+def test_each_try_stands_in_the_account(tmp_path: Path) -> None:
+    refused, broken = error(400, "unknown field: stream_options"), sent(events(chunk("Hi"), done=False))
+    with stub([refused, sent(events(*PIECES)), error(500), broken]) as seen:
+        answers = [paid(tmp_path, seen.url) for _ in range(3)]
+    assert [answer.cost is None for answer in answers] == [False, True, True]
+    (part, used), *others = spent(tmp_path / "calls.sqlite").items()
+    assert (part, others) == ("playground.m", [])
+    assert (used.calls, used.failed, used.estimated) == (4, 3, 1)  # of the broken one nobody knows what it used
+    most = most_prompt_tokens(Question(ASKED, DRAWS.temperature, DRAWS.max_new_tokens, DRAWS.top_p, 11))
+    assert (used.prompt_tokens, used.tokens) == (7 + most, 3 + DRAWS.max_new_tokens)
+    assert used.cost == pytest.approx((used.prompt_tokens * 1 + used.tokens * 10) / 1e6)
+
+
+def test_what_was_stopped_counts_at_its_most(tmp_path: Path) -> None:
+    held, stop = threading.Event(), Stop()
+    with stub([in_pieces(events(chunk("Hi"), done=False), lambda: held.wait(10))]) as seen:
+        writer = served.api(server(seen.url, price=PRICE), ASKED, DRAWS, 11, tmp_path / "calls.sqlite")
+        for (answer,) in side_by_side([writer], stop):
+            if answer.text:
+                stop.set()
+        held.set()
+    used = spent(tmp_path / "calls.sqlite")["playground.m"]
+    assert (answer.finish, answer.cost) == ("stopped", None)
+    assert (used.calls, used.failed, used.estimated, used.tokens) == (1, 0, 1, DRAWS.max_new_tokens)
+
+
+def test_a_budget_holds_over_several_answers(tmp_path: Path) -> None:
+    with stub([sent(events(*PIECES))]) as seen:
+        said = [paid(tmp_path, seen.url, max_calls=2).problem for _ in range(3)]
+        assert said == [None, None, "max_calls of 2 reached"]
+        assert paid(tmp_path, seen.url, budget_usd=1e-5).problem == "budget of $1e-05 reached"
+        assert seen.calls == 2
+    assert paid(tmp_path, "http://127.0.0.1:9/v1", max_calls=3).problem is not None  # nobody was reached, nobody is paid
+    assert spent(tmp_path / "calls.sqlite")["playground.m"].cost == pytest.approx(2 * (7 * 1 + 3 * 10) / 1e6)
 
 
 def test_a_server_and_a_model_here_side_by_side(lively: Model, shelf: Shelf) -> None:

@@ -45,9 +45,9 @@ class Run:
     crash and is owed again; a line that cannot be read in the middle is an InputError with file and number.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         """Open an existing run directory."""
-        self.path = path
+        self.path = path = Path(path)
         self.recipe_json = path / "recipe.json"
         self.manifest_json = path / "manifest.json"
         self.prompts_jsonl = path / "prompts.jsonl"
@@ -428,6 +428,11 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """What the evaluation found (docs/evaluation.md lists the keys); empty where there was none."""
         return dict(read_json(self.summary_json)) if self.summary_json.exists() else {}
+
+    @property
+    def loop(self) -> dict[str, Any]:
+        """What rounds, trials or variants found, and a `sentence` that says it; empty where none were made."""
+        return dict(read_json(self.loop_json)) if self.loop_json.exists() else {}
 
     @property
     def ready_made(self) -> bool:

@@ -10,8 +10,8 @@ from tiebreak.recipe import GIVEN
 from tiebreak.records import InputError, Prompt
 from tiebreak.reporting.meetings import read_meetings
 from tiebreak.run import Run
-from tiebreak.stages.judge import twos
 from tiebreak.stages.pair import attempts
+from tiebreak.stages.twos import twos
 
 TIMES = {1: "once", 2: "twice"}
 

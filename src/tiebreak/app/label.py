@@ -12,10 +12,12 @@ import gradio as gr
 from tiebreak.app import look, queue, votes
 from tiebreak.app.home import Home
 from tiebreak.app.queue import Order, Sitting, Standing
+from tiebreak.app.votes import About
 from tiebreak.metrics.winrate import Estimate
 from tiebreak.records import Completion, InputError, Prompt
 from tiebreak.run import Run
 
+ABOUT: list[tuple[str, About]] = [("Answers to train on", "training"), ("Models on held-out prompts", "models")]
 ORDERS: list[tuple[str, Order]] = [
     ("What judges dispute first", "disputed"),
     ("At random", "random"),
@@ -39,7 +41,7 @@ BREAK = 120.0
 
 def board(run: Run, sitting: Sitting) -> str:
     """Return the question and the keys; and, after a verdict, what judges said of it and how far they agree."""
-    there, standing = sitting.desk, queue.standing(run)
+    there, standing = sitting.desk, queue.standing(run, sitting.about)
     parts = [_progress(sitting, standing, len(queue.left(run, sitting)))]
     if sitting.shown is None:
         parts.append(f'<p class="end">{_nothing_left(sitting)}</p>')
@@ -53,6 +55,7 @@ def board(run: Run, sitting: Sitting) -> str:
     if sitting.trail and sitting.trail[-1][1] != "skip":
         parts.append(_last(sitting, standing))
         parts.append(_agreement(sitting, standing))
+        parts.append(f'<p class="note">{look.as_text(votes.reach(run, sitting.about))}</p>')
     return (
         f'<div class="desk" data-question="{look.as_text(sitting.question)}" data-sitting="{sitting.began}" tabindex="-1" '
         f'role="group" aria-label="Label">{"".join(parts)}</div>'
@@ -84,7 +87,7 @@ def _keys(sitting: Sitting) -> str:
 
 def _progress(sitting: Sitting, standing: Standing, left: int) -> str:
     there = sitting.desk
-    mine = sum(any(vote.labeller == sitting.labeller for vote in group) for group in standing.values())
+    mine = sum(any(vote.labeller == sitting.labeller for vote in standing.get(both, ())) for both in there.twos)
     judged = sum(1 for both in standing if both in there.twos and standing[both])
     words = [f"{mine:,} judged by you", f"{judged:,} of {len(there.twos):,} judged by anybody", f"{left:,} waiting here"]
     if pace := _pace(sitting.times):
@@ -104,6 +107,8 @@ def _minutes(seconds: float) -> str:
 
 
 def _nothing_left(sitting: Sitting) -> str:
+    if not sitting.desk.twos and sitting.about == "models":
+        return "The models of this run have not answered held-out prompts yet; its stage evaluate has them do it."
     if not sitting.desk.twos:
         return "This run has no two completions of a prompt yet; its stage generate draws them."
     if sitting.skipped:
@@ -186,15 +191,17 @@ def page(home: Home) -> None:
     with gr.Row(elem_classes="who"):
         run = look.choose_run(home)
         who = gr.Textbox(label="Your name", max_lines=1, max_length=votes.LONGEST_NAME)
-    order = gr.Radio(ORDERS, value="disputed", label="What to go through")
+    with gr.Row():
+        about = gr.Radio(ABOUT, value="training", label="What to judge")
+        order = gr.Radio(ORDERS, value="disputed", label="What to go through")
     with gr.Row():
         start = gr.Button("Start", variant="primary", scale=0, min_width=160)
     shown = gr.HTML(js_on_load=SCRIPT, apply_default_css=False)
 
     @look.told
-    def sit(name: str, labeller: str, order: Order) -> tuple[Sitting, str]:
+    def sit(name: str, labeller: str, about: About, order: Order) -> tuple[Sitting, str]:
         opened = home.open(name)
-        begun = queue.begin(opened, name, labeller, order)
+        begun = queue.begin(opened, name, labeller, order, about)
         return begun, board(opened, begun)
 
     @look.told
@@ -208,7 +215,7 @@ def page(home: Home) -> None:
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
     gr.on(None, None, inputs=[], outputs=who, js=REMEMBERED)
     slow = quiet | {"show_progress": "minimal"}  # where there are many twos
-    gr.on([start.click, who.submit], sit, [run, who, order], [sitting, shown], js=REMEMBER, **slow)
+    gr.on([start.click, who.submit], sit, [run, who, about, order], [sitting, shown], js=REMEMBER, **slow)
     shown.say(say, sitting, [sitting, shown], **quiet)
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from tiebreak.app import votes
-from tiebreak.app.votes import Both, Said, Shown
+from tiebreak.app.votes import About, Both, Said, Shown
+from tiebreak.files import read_jsonl
 from tiebreak.judges.human import Vote
 from tiebreak.metrics.agreement import Agreement, Outcome, Two, Verdicts, agreement
 from tiebreak.recipe import GIVEN, CascadeJudge, PanelJudge
-from tiebreak.records import content_hash
+from tiebreak.records import Completion, content_hash
 from tiebreak.run import Run
-from tiebreak.stages.judge import twos
+from tiebreak.stages.twos import twos
 
 Order = Literal["disputed", "random", "second opinion"]
 Standing = Mapping[Both, Sequence[Vote]]
@@ -43,6 +44,7 @@ class Sitting:
 
     run: str
     labeller: str
+    about: About
     order: Order
     began: float
     desk: Desk
@@ -61,17 +63,33 @@ class Sitting:
         return "-".join(self.shown[1:]) if self.shown else END
 
 
-def desk(run: Run) -> Desk:
+def desk(run: Run, about: About = "training") -> Desk:
     """Read every two completions that somebody can be asked about, each once, and the judges' verdicts."""
+    training = about == "training"
     asked = {
         frozenset((one.id, other.id)): (prompt, one, other)
-        for prompt, one, other in twos(run)
+        for prompt, one, other in (twos(run) if training else _meetings(run))
         if one.id != other.id and one.text.strip() and other.text.strip()
     }
     own = votes.judge_of(run)
     names = [judge.name for judge in run.recipe.judges if not isinstance(judge, PanelJudge | CascadeJudge) and judge.name != own]
-    records = {name: run.verdicts(run.judgments(name)) for name in names + [GIVEN] * run.ready_made}
+    place = run.judgments if training else run.eval_judgments
+    records = {name: run.verdicts(place(name)) for name in names + [GIVEN] * (run.ready_made and training)}
     return Desk(asked, {name: Verdicts(each) for name, each in records.items() if each}, run.recipe.seed)
+
+
+def _meetings(run: Run) -> Iterator[Two]:
+    """Yield what the evaluating judge is asked, headline first: two models' answers of the same number to a held-out prompt."""
+    drawn: dict[tuple[str, str], list[Completion]] = {}
+    for draw in sorted(read_jsonl(run.eval_completions_jsonl, Completion), key=lambda draw: draw.draw):
+        drawn.setdefault((draw.sampler, draw.prompt_id), []).append(draw)
+    prompts = [prompt for prompt in run.prompts() if prompt.split == "test"]
+    for model, against in run.recipe.evaluate.pairs if run.recipe.evaluate else ():
+        for prompt in prompts:
+            both = [drawn.get((name, prompt.id), []) for name in (against, model)]
+            for at in range(max(map(len, both)) if all(both) else 0):  # who has fewer answers gives them again
+                one, other = (draws[at % len(draws)] for draws in both)
+                yield prompt, one, other
 
 
 def ordered(desk: Desk, order: Order, standing: Standing, labeller: str) -> list[Both]:
@@ -167,12 +185,12 @@ _claims: dict[tuple[Path, Both], tuple[str, float]] = {}
 """Who has what before them, and since when."""
 
 
-def begin(run: Run, name: str, labeller: str, order: Order) -> Sitting:
+def begin(run: Run, name: str, labeller: str, order: Order, about: About = "training") -> Sitting:
     """Sit somebody down before the first question. Raises InputError."""
-    known = {vote.labeller for group in standing(run).values() for vote in group}
-    there = _read(run.path, _stamp(run))
+    known = {vote.labeller for group in standing(run, about).values() for vote in group}
+    there = _read(run.path, about, _stamp(run, about))
     asked = ordered(there, order, {}, "") if order != "second opinion" else []
-    sitting = Sitting(name, votes.named(labeller, known), order, time.time(), there, asked)
+    sitting = Sitting(name, votes.named(labeller, known), about, order, time.time(), there, asked)
     return replace(sitting, shown=_next(run, sitting))
 
 
@@ -188,7 +206,7 @@ def answer(run: Run, sitting: Sitting, question: str, word: str) -> Sitting:
     if word == "skip":
         sitting = replace(sitting, skipped=sitting.skipped | {shown.both})
     else:
-        votes.vote(run, shown, cast(Said, word), sitting.labeller, via="label", order=sitting.order)
+        votes.vote(run, shown, cast(Said, word), sitting.labeller, sitting.about, via="label", order=sitting.order)
         sitting = replace(sitting, times=(*sitting.times, time.time()))
     sitting = replace(sitting, trail=(*sitting.trail, (shown, word)))
     return replace(sitting, shown=_next(run, sitting))
@@ -196,16 +214,16 @@ def answer(run: Run, sitting: Sitting, question: str, word: str) -> Sitting:
 
 def left(run: Run, sitting: Sitting) -> list[Both]:
     """Return what is still to be asked of somebody, what they skipped included, in its order."""
-    said, asked = standing(run), sitting.asked
+    said, asked = standing(run, sitting.about), sitting.asked
     if sitting.order == "second opinion":  # which depends on what others said a moment ago
         asked = ordered(sitting.desk, sitting.order, said, sitting.labeller)
     return list(waiting(asked, sitting.order, said, sitting.labeller))
 
 
-def standing(run: Run) -> Standing:
+def standing(run: Run, about: About = "training") -> Standing:
     """Return the votes that count."""
-    path = run.judgments(votes.judge_of(run))
-    return _said(run.path, (path.stat().st_mtime_ns, path.stat().st_size)) if path.exists() else {}
+    path = votes.place(run, about)
+    return _said(run.path, about, (path.stat().st_mtime_ns, path.stat().st_size)) if path.exists() else {}
 
 
 def _undo(run: Run, sitting: Sitting) -> Sitting:
@@ -213,7 +231,7 @@ def _undo(run: Run, sitting: Sitting) -> Sitting:
         return sitting
     *trail, (shown, word) = sitting.trail
     if word != "skip":
-        votes.withdraw(run, shown, sitting.labeller)
+        votes.withdraw(run, shown, sitting.labeller, sitting.about)
         sitting = replace(sitting, times=sitting.times[:-1])
     return replace(sitting, shown=shown, trail=tuple(trail), skipped=sitting.skipped - {shown.both})
 
@@ -233,19 +251,19 @@ def _free(run: Run, both: Both, labeller: str, now: float) -> bool:
     return who == labeller or now - since > CLAIM
 
 
-def _stamp(run: Run) -> tuple[Any, ...]:
+def _stamp(run: Run, about: About) -> tuple[Any, ...]:
     """Return what changes when there is something else to ask, or judges said something else."""
-    own = votes.judge_of(run)
-    judges = sorted(path for path in (run.path / "judgments").glob("*.jsonl") if path.stem != own)
-    files = (run.recipe_json, run.prompts_jsonl, run.completions_jsonl, *judges)
+    own, texts = votes.place(run, about), run.completions_jsonl if about == "training" else run.eval_completions_jsonl
+    judges = sorted(path for path in own.parent.glob("*.jsonl") if path != own)
+    files = (run.recipe_json, run.prompts_jsonl, texts, *judges)
     return tuple((file.name, stat.st_mtime_ns, stat.st_size) for file in files if file.exists() and (stat := file.stat()))
 
 
 @lru_cache(2)
-def _read(path: Path, stamp: tuple[Any, ...]) -> Desk:  # noqa: ARG001  by which it is remembered
-    return desk(Run(path))
+def _read(path: Path, about: About, stamp: tuple[Any, ...]) -> Desk:  # noqa: ARG001  by which it is remembered
+    return desk(Run(path), about)
 
 
 @lru_cache(2)
-def _said(path: Path, stamp: tuple[int, int]) -> Standing:  # noqa: ARG001
-    return votes.standing(Run(path))
+def _said(path: Path, about: About, stamp: tuple[int, int]) -> Standing:  # noqa: ARG001
+    return votes.standing(Run(path), about)

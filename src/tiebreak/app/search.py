@@ -23,7 +23,7 @@ from tiebreak.metrics.agreement import Outcome, Verdicts
 from tiebreak.recipe import GIVEN
 from tiebreak.records import Completion, InputError, Prompt
 from tiebreak.run import Run
-from tiebreak.stages.judge import twos
+from tiebreak.stages.twos import twos
 
 Kind = Literal["prompts", "completions", "comparisons", "pairs"]
 Range = tuple[float | None, float | None]

@@ -12,7 +12,7 @@ import gradio as gr
 from tiebreak.app import form, work
 from tiebreak.app.estimate import estimate
 from tiebreak.app.home import Home
-from tiebreak.app.look import as_text, heading, sheet, told
+from tiebreak.app.look import as_text, heading, sheet
 from tiebreak.recipe import Recipe
 from tiebreak.recipe_yaml import SHIPPED, load_recipe, parse_yaml
 from tiebreak.records import InputError
@@ -35,9 +35,6 @@ def page(home: Home) -> None:
         "Choose a recipe, change what you want to, and start it. The work goes on when this page is closed, and what stops can "
         "be resumed.",
     )
-    with gr.Row():
-        recipe = gr.Dropdown([], label="Recipe", info="Shipped ones, and the YAML files that lie with the runs.")
-        profile = gr.Dropdown([""], value="", label="Profile", info="A named set of changes that the recipe brings.")
     began = gr.Textbox(visible=False, label="Begun")
 
     def check(asked: dict[str, Any]) -> dict[str, Any]:
@@ -52,24 +49,24 @@ def page(home: Home) -> None:
     # The fields are no components of Gradio's, which would have events of their own: one that comes from a field while the
     # form is drawn anew would find nobody to handle it.
     shown = gr.HTML(js_on_load=SCRIPT, apply_default_css=False, server_functions=[check])
+    failed = gr.HTML()
 
-    def fill() -> Any:
-        names = list(recipes(home))
-        return gr.update(choices=names, value=next(iter(names), None))
+    def choose(event: gr.EventData) -> str:
+        return drawn(home, str(event._data["recipe"]), str(event._data["profile"]))
 
-    def choose(name: str | None) -> tuple[Any, str]:
-        profiles = _profiles(recipes(home)[name]) if name in recipes(home) else []
-        return gr.update(choices=["", *profiles], value=""), drawn(home, name, None)
-
-    def begin(event: gr.EventData) -> str:
-        path, of, changed = _asked(home, event._data)
-        return work.start(home, path, of, tuple(changed.values()))
+    def begin(event: gr.EventData) -> tuple[str, str]:
+        try:
+            path, of, changed = _asked(home, event._data)
+            return work.start(home, path, of, tuple(changed.values())), ""
+        except InputError as error:
+            return "", f'<p class="wrong said" role="alert">{as_text(error)}</p>'
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.on(None, fill, [], recipe, **quiet)
-    recipe.change(told(choose), recipe, [profile, shown], **quiet)
-    profile.input(lambda name, of: drawn(home, name, of), [recipe, profile], shown, **quiet)
-    shown.begin(told(begin), None, began, **quiet).success(None, began, None, js=FOLLOW)
+    gr.on(None, lambda: drawn(home, "", ""), [], shown, **quiet)
+    shown.choose(choose, None, shown, trigger_mode="multiple", **quiet)
+    # Not in the queue, whose stream would still be open when the page is left. Nor a server function as `check` is: those
+    # heed requests that a page elsewhere sends, too.
+    shown.begin(begin, None, [began, failed], queue=False, **quiet).success(None, began, None, js=FOLLOW)
 
 
 def _asked(home: Home, asked: dict[str, Any]) -> tuple[Path, str | None, dict[str, str]]:
@@ -108,26 +105,32 @@ def _taken(home: Home, found: form.Checked) -> form.Checked:
 # --- the form ------------------------------------------------------------------------------------------------------
 
 
-def drawn(home: Home, name: str | None, profile: str | None) -> str:
-    """Return the form of a recipe: every key is in it, and those that nobody spoke of are hidden until they are added."""
-    path = recipes(home).get(name or "")
-    if path is None:
-        return ""
+def drawn(home: Home, name: str, profile: str) -> str:
+    """Return the form of a recipe, by default of the first: with all keys, hidden where nobody spoke of them or added them."""
+    there = recipes(home)
+    name, profile = (name, profile) if name in there else (next(iter(there)), "")
+    path, about = there[name], ("Shipped ones, and the YAML files that lie with the runs.", "A named set of changes in it.")
+    top = _labelled("recipe", "Recipe", about[0], _select(_named("recipe"), there, name))
+    top += _labelled("profile", "Profile", about[1], _select(_named("profile"), ("", *_profiles(path)), profile))
     try:
-        every = form.fields(load_recipe(path, profile or None))
+        inside = _fields(home, form.fields(load_recipe(path, profile or None)))
     except InputError as error:
-        return f'<p class="wrong said" role="alert">{as_text(error)}</p>'
+        inside = f'<p class="wrong said" role="alert">{as_text(error)}</p>'
+    of = f'data-recipe="{as_text(name)}" data-profile="{as_text(profile)}"'
+    return f'<form class="recipe" autocomplete="off" {of}><div class="fields">{top}</div>{inside}</form>'
+
+
+def _fields(home: Home, every: list[form.Field]) -> str:
     there = {field.key for field in form.shown(every)}
     parts = {part: [field for field in every if field.part == part] for part in dict.fromkeys(field.part for field in every)}
+    inside = "".join(_part(home, part, own, there) for part, own in parts.items())
     rest = "".join(
         f'<option value="{as_text(field.key)}">{as_text(field.help)}</option>' for field in every if field.key not in there
     )
+    add = f'<input {_named("add")} list="keys"><datalist id="keys">{rest}</datalist>'
     return (
-        f'<form class="recipe" autocomplete="off" data-recipe="{as_text(name)}" data-profile="{as_text(profile or "")}">'
-        f"{''.join(_part(home, part, own, there) for part, own in parts.items())}"
-        f'<div class="field"><label for="add">Add a key</label><p class="note" id="add:about">Every other key of the recipe.</p>'
-        f'<input id="add" list="keys" aria-describedby="add:about"><datalist id="keys">{rest}</datalist></div>{_wrong("")}'
-        '<div class="cost"></div><button type="button" disabled>Start</button></form>'
+        f"<fieldset>{inside}{_labelled('add', 'Add a key', 'Every other key of the recipe.', add)}{_wrong('')}"
+        '<div class="cost"></div><button type="button" disabled>Start</button></fieldset>'
     )
 
 
@@ -142,28 +145,41 @@ def _part(home: Home, part: str, own: Iterable[form.Field], there: set[str]) -> 
 
 
 def _box(field: form.Field, text: str, *, hidden: bool) -> str:
-    key, about = as_text(field.key), as_text(field.help or field.kind.capitalize() + ".")
-    how = f'id="{key}" name="{key}" aria-describedby="{key}:about {key}:wrong"'
+    how = f'{_named(field.key, f" wrong:{field.key}")} name="{as_text(field.key)}" spellcheck="false"'
     long = len(text) > 60 or "\n" in text
     if field.choices:
-        options = "".join(
-            f'<option value="{as_text(choice)}"{" selected" * (choice == text)}>{as_text(choice or "not set")}</option>'
-            for choice in field.choices
-        )
-        box = f"<select {how}>{options}</select>"
+        box = _select(how, dict.fromkeys((*field.choices, text)), text)  # of a section that is not there, nothing is chosen
     elif long or field.kind not in ("number", "whole number"):
         lines = min(12, max(1, text.count("\n") + 1, len(text) // 90 + 1))
-        box = f'<textarea {how} rows="{lines}" spellcheck="false">\n{as_text(text)}</textarea>'
+        box = f'<textarea {how} rows="{lines}">\n{as_text(text)}</textarea>'
     else:
-        box = f'<input {how} value="{as_text(text)}" spellcheck="false">'
+        box = f'<input {how} value="{as_text(text)}">'
+    about = field.help or field.kind.capitalize() + "."
+    return _labelled(field.key, field.key, about, box + _wrong(field.key), " long" * long, hidden=hidden)
+
+
+def _labelled(key: str, label: str, about: str, inside: str, kind: str = "", *, hidden: bool = False) -> str:
+    key = as_text(key)
     return (
-        f'<div class="field{" long" * long}"{" hidden" * hidden}><label for="{key}">{key}</label>'
-        f'<p class="note" id="{key}:about">{about}</p>{box}{_wrong(field.key)}</div>'
+        f'<div class="field{kind}"{" hidden" * hidden}><label for="key:{key}">{as_text(label)}</label>'
+        f'<p class="note" id="about:{key}">{as_text(about)}</p>{inside}</div>'
     )
 
 
+def _named(key: str, also: str = "") -> str:
+    return f'id="key:{as_text(key)}" aria-describedby="about:{as_text(key)}{as_text(also)}"'
+
+
+def _select(how: str, choices: Iterable[str], chosen: str) -> str:
+    options = "".join(
+        f'<option value="{as_text(choice)}"{" selected" * (choice == chosen)}>{as_text(choice or "none")}</option>'
+        for choice in choices
+    )
+    return f"<select {how}>{options}</select>"
+
+
 def _wrong(key: str) -> str:
-    return f'<p class="wrong said" role="alert" id="{as_text(key)}:wrong" data-of="{as_text(key)}" hidden></p>'
+    return f'<p class="wrong said" role="alert" id="wrong:{as_text(key)}" data-of="{as_text(key)}" hidden></p>'
 
 
 def _cost(recipe: Recipe | None, path: Path) -> str:
@@ -182,12 +198,12 @@ def _cost(recipe: Recipe | None, path: Path) -> str:
 SCRIPT = """
 const form = () => element.querySelector('form');
 const asked = () => {
-  const boxes = [...form().elements].filter(each => each.name);
+  const boxes = [...form().elements].filter(each => each.name && !each.closest('[hidden]'));
   return {...form().dataset, values: Object.fromEntries(boxes.map(each => [each.name, each.value]))};
 };
 let turn = 0, later = null;
 const check = async () => {
-  const mine = ++turn, found = form() && await server.check(asked());
+  const mine = ++turn, found = form()?.querySelector('fieldset') && await server.check(asked());
   if (mine !== turn || !found) return; // something else was written since
   for (const line of form().querySelectorAll('.wrong')) {
     line.textContent = found.wrong[line.dataset.of] || '';
@@ -204,11 +220,18 @@ const add = list => {
   list.value = '';
   box.focus();
 };
-element.addEventListener('input', event => {
-  if (!event.target.name) return add(event.target);
+const choose = ({id, value}) => {
+  const {recipe, profile} = form().dataset;
+  if (value === (id === 'key:recipe' ? recipe : profile)) return;
+  form().querySelector('fieldset')?.setAttribute('disabled', ''); // what were written from now on would be lost
+  trigger('choose', id === 'key:recipe' ? {recipe: value, profile: ''} : {recipe, profile: value});
+};
+element.addEventListener('input', ({target}) => {
+  if (target.id === 'key:add') return add(target);
   turn++;
   clearTimeout(later);
-  later = setTimeout(check, 150);
+  if (target.name) later = setTimeout(check, 150);
+  else choose(target);
 });
 element.addEventListener('click', event => {
   if (event.target.closest('button')) trigger('begin', asked());
@@ -220,7 +243,8 @@ watch('value', () => {
 """
 CSS = """
 .recipe { display: flex; flex-direction: column; gap: 1rem; margin-top: 1rem; }
-.recipe [hidden] { display: none; }
+.recipe [hidden] { display: none !important; }
+.recipe fieldset { display: contents; border: 0; }
 .recipe details { border-top: 1px solid var(--rule); padding-top: .5rem; }
 .recipe summary { font-weight: 600; cursor: pointer; padding: .25rem 0; }
 .recipe .fields { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 1rem 1.5rem; }

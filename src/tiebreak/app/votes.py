@@ -18,6 +18,8 @@ from tiebreak.records import Comparison, Completion, InputError, Prompt
 from tiebreak.run import Run
 
 Said = Literal["first", "second", "tie", "both bad"]
+About = Literal["training", "models"]
+"""What is judged: the completions that pairs are made of, or what models answered to held-out prompts in the evaluation."""
 Both = frozenset[str]
 """The ids of two completions, in whichever order."""
 PEOPLE = "people"
@@ -56,6 +58,11 @@ def judge_of(run: Run) -> str:
     return PEOPLE if PEOPLE not in taken else f"{PEOPLE}-of-the-app"
 
 
+def place(run: Run, about: About = "training") -> Path:
+    """Return the file of people's verdicts; those on models lie where the evaluation looks for them."""
+    return (run.judgments if about == "training" else run.eval_judgments)(judge_of(run))
+
+
 def named(name: str | None, known: Iterable[str] = ()) -> str:
     """Return a labeller's name with single spaces, in the spelling of a `known` one. Raises InputError."""
     name = " ".join((name or "").split())
@@ -65,13 +72,14 @@ def named(name: str | None, known: Iterable[str] = ()) -> str:
 
 
 def vote(
-    run: Run, shown: Shown, said: Said, labeller: str, *, reason: str = "", judge: str | None = None, **more: str
-) -> Comparison:
+    run: Run, shown: Shown, said: Said, labeller: str, about: About = "training", /, *, reason: str = "",
+    judge: str | None = None, **more: str,
+) -> Comparison:  # fmt: skip
     """Append what somebody said of two completions, and return the verdict of all people on them.
 
     A person has one vote on two completions, the last. The record has the two as the first person saw them; each vote, with
     the order in which it was given, its time and `more`, is a line of JSON in `raw`. `both bad` is a tie for that reason.
-    `judge`: default `judge_of`. Raises InputError.
+    `judge`: default `judge_of`, and then `about` says where. Raises InputError.
     """
     if shown.first == shown.second:
         raise InputError("a verdict is about two different completions")
@@ -80,7 +88,7 @@ def vote(
     line: dict[str, Any] = {"winner": "tie" if bad else said, "first": shown.first, "labeller": named(labeller)}
     line |= {"reason": why} if why else {}
     line |= {"time": datetime.now(UTC).isoformat(timespec="seconds"), **more}
-    return _append(run, judge or judge_of(run), shown, line)
+    return _append(run, run.judgments(judge) if judge else place(run, about), shown, line)
 
 
 def vote_on(
@@ -95,15 +103,15 @@ def vote_on(
     return vote(run, shown, said, labeller, judge=PLAYGROUND, **texts, **more)
 
 
-def withdraw(run: Run, shown: Shown, labeller: str) -> Comparison:
+def withdraw(run: Run, shown: Shown, labeller: str, about: About = "training") -> Comparison:
     """Append that somebody takes a vote back; a record without any vote left is an error, and so is asked about again."""
     line = {"withdrawn": datetime.now(UTC).isoformat(timespec="seconds"), "labeller": named(labeller)}
-    return _append(run, judge_of(run), shown, line)
+    return _append(run, place(run, about), shown, line)
 
 
-def standing(run: Run) -> dict[Both, list[Vote]]:
+def standing(run: Run, about: About = "training") -> dict[Both, list[Vote]]:
     """Return the votes that count, by the two that they are about; all votes on the same two are turned the same way."""
-    return {frozenset((record.first, record.second)): list(_votes(record)) for record in _records(run, judge_of(run))}
+    return {frozenset((record.first, record.second)): list(_votes(record)) for record in _records(run, place(run, about))}
 
 
 def as_comparisons(votes: Iterable[Vote], labeller: str) -> list[Comparison]:
@@ -115,9 +123,14 @@ def as_comparisons(votes: Iterable[Vote], labeller: str) -> list[Comparison]:
     ]
 
 
-def reach(run: Run) -> str:
-    """Say what it takes for people's verdicts to become pairs."""
+def reach(run: Run, about: About = "training") -> str:
+    """Say what it takes for people's verdicts to become pairs, or part of the report."""
     name, label = judge_of(run), run.recipe.labelling_judge
+    there = any(judge.name == name for judge in run.recipe.judges)
+    add = "" if there else f"add {{type: human, name: {name}}} to its judges, and "
+    if about == "models":
+        how = f"In the recipe, {add}run" if add else "Run"
+        return f"{how} `tiebreak evaluate {run.path}` for the report to say how far the evaluating judge agrees with {name}."
     if name == label:
         return f"The pairs follow {name}: `tiebreak pair {run.path} --redo` makes them anew, and all that came of them."
     if name in run.recipe.members(label):
@@ -125,8 +138,6 @@ def reach(run: Run) -> str:
             f"The pairs follow {label}, which asks {name}: `tiebreak judge {run.path}` takes verdicts in, "
             f"then `tiebreak pair {run.path} --redo` makes the pairs anew, and all that came of them."
         )
-    there = any(judge.name == name for judge in run.recipe.judges)
-    add = "" if there else f"add {{type: human, name: {name}}} to its judges, and "
     return (
         f"The pairs follow {label}, which does not ask {name}, so these verdicts change none yet. In the recipe, {add}"
         f"set pair.judge to {name}, or to a panel or cascade that has {name} as a member."
@@ -136,10 +147,10 @@ def reach(run: Run) -> str:
 # --- records -------------------------------------------------------------------------------------------------------
 
 
-def _append(run: Run, judge: str, shown: Shown, line: dict[str, Any]) -> Comparison:
-    path, raw = run.judgments(judge), json.dumps(line, ensure_ascii=False)
+def _append(run: Run, path: Path, shown: Shown, line: dict[str, Any]) -> Comparison:
+    judge, raw = path.stem, json.dumps(line, ensure_ascii=False)
     with _alone(path):
-        earlier = next((each for each in _records(run, judge) if {each.first, each.second} == shown.both), None)
+        earlier = next((each for each in _records(run, path) if {each.first, each.second} == shown.both), None)
         # Of one question only the last line counts, and who is first belongs to the question.
         if earlier is not None:
             shown = Shown(*turned(Vote(*shown, "tie", ""), earlier.first)[:3])
@@ -172,8 +183,8 @@ def _alone(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _records(run: Run, judge: str) -> list[Comparison]:
-    return [each for each in run.verdicts(run.judgments(judge)) if isinstance(each, Comparison)]
+def _records(run: Run, path: Path) -> list[Comparison]:
+    return [each for each in run.verdicts(path) if isinstance(each, Comparison)]
 
 
 def _votes(record: Comparison) -> Iterator[Vote]:

@@ -13,7 +13,8 @@ from tiebreak.metrics.versus import plain
 from tiebreak.recipe import HumanJudge, Judge
 from tiebreak.records import content_hash
 from tiebreak.run import Run
-from tiebreak.stages.judge import ask, twos
+from tiebreak.stages.judge import ask
+from tiebreak.stages.twos import twos
 
 MOST = 100
 """Held-out pairs that the evaluating judge is asked about."""

@@ -6,19 +6,19 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from tiebreak.exchange.answered import Answered
 from tiebreak.files import appending, read_jsonl, write_json, write_text
-from tiebreak.metrics.agreement import Two, Verdicts
+from tiebreak.metrics.agreement import Verdicts
 from tiebreak.metrics.versus import Draws, Meeting, plain, ratings_of, versus, word
 from tiebreak.metrics.winrate import mean, rate
 from tiebreak.progress import progress, say
 from tiebreak.recipe import ApiModel, ApiSampler, Evaluate, LocalModel, Model, Outputs, RulesJudge
 from tiebreak.recipe.evaluation import OtherModel
-from tiebreak.records import Completion, InputError, Prompt, content_hash
+from tiebreak.records import Completion, InputError, Prompt
 from tiebreak.run import Counts, Run
 from tiebreak.samplers import Sampler
 from tiebreak.samplers.api import Api
@@ -28,6 +28,7 @@ from tiebreak.stages.concord import concord
 from tiebreak.stages.judge import Builder, ask, send_canaries
 from tiebreak.stages.measures import of_models, of_texts
 from tiebreak.stages.train import HeldOut
+from tiebreak.stages.twos import drawn_by, meeting_twos, met
 
 
 def evaluate(run: Run) -> Counts:
@@ -46,8 +47,7 @@ def evaluate(run: Run) -> Counts:
     every = run.prompts()
     prompts = [prompt for prompt in every if prompt.split == "test"]
     drawn, failed = _draw(run, settings, prompts)
-    twos = _twos(settings, prompts, drawn)
-    asked, build = _asked(run, twos), Builder(run)
+    twos, asked, build = meeting_twos(settings, prompts, drawn), met(run), Builder(run)
     if "judge" not in run.stages:  # where canaries were flown
         members = run.recipe.members(section.name)
         send_canaries(run, [judge for judge in run.recipe.judges if judge.name in members], asked, build)
@@ -72,37 +72,6 @@ def evaluate(run: Run) -> Counts:
     return _write(run, summary, meetings, verdicts)
 
 
-def asked(run: Run) -> list[Two]:
-    """Return every two answers on which the evaluating judge was asked, as they were shown to it."""
-    settings = run.recipe.evaluate
-    prompts = [prompt for prompt in run.prompts() if prompt.split == "test"]
-    return _asked(run, _twos(settings, prompts, _drawn(run, settings))) if settings else []
-
-
-def _asked(run: Run, twos: dict[tuple[str, str], list[Two]]) -> list[Two]:
-    # Who is shown one order only is not to see one model first every time.
-    return [_turned(run.recipe.seed, *two) for some in twos.values() for two in some]
-
-
-def _twos(settings: Evaluate, prompts: list[Prompt], drawn: dict[str, dict[str, Draws]]) -> dict[tuple[str, str], list[Two]]:
-    return {both: list(_meeting_twos(prompts, drawn[both[0]], drawn[both[1]])) for both in settings.pairs}
-
-
-def _meeting_twos(prompts: list[Prompt], drawn: dict[str, Draws], against: dict[str, Draws]) -> Iterator[Two]:
-    """Yield (prompt, against, model) for each number of draw; who has fewer answers gives them again."""
-    for prompt in prompts:
-        one, other = drawn.get(prompt.id, {}), against.get(prompt.id, {})
-        for at in range(max(len(one), len(other)) if one and other else 0):
-            both = [list(draws.values())[at % len(draws)] for draws in (other, one)]
-            yield prompt, both[0], both[1]
-
-
-def _turned(seed: int, prompt: Prompt, base: Completion, tuned: Completion) -> Two:
-    """Return two completions in an order that has nothing to do with who wrote them."""
-    one, other = sorted((base, tuned), key=lambda each: content_hash(seed, each.id))
-    return prompt, one, other
-
-
 def _draw(run: Run, settings: Evaluate, prompts: list[Prompt]) -> tuple[dict[str, dict[str, Draws]], dict[str, int]]:
     """Draw what is owed from every model, and return its draws by prompt and number, and how many failed."""
     failed: dict[str, int] = {}
@@ -118,16 +87,7 @@ def _draw(run: Run, settings: Evaluate, prompts: list[Prompt]) -> tuple[dict[str
             failed[name] = len(sampler.failures)
             if sampler.failures:
                 say(f"evaluate {name}: {len(sampler.failures)} calls failed, the first with: {sampler.failures[0]}")
-    return _drawn(run, settings), failed
-
-
-def _drawn(run: Run, settings: Evaluate) -> dict[str, dict[str, Draws]]:
-    """Read the draws of every model by prompt and number."""
-    drawn: dict[str, dict[str, Draws]] = {name: {} for name in settings.names}
-    for draw in sorted(read_jsonl(run.eval_completions_jsonl, Completion), key=lambda draw: draw.draw):
-        if draw.sampler in drawn:  # a model that is not asked for any more keeps its draws
-            drawn[draw.sampler].setdefault(draw.prompt_id, {})[draw.draw] = draw
-    return drawn
+    return drawn_by(run), failed
 
 
 def _counted(by_prompt: dict[str, Draws], failed: int) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import cast
 
@@ -16,10 +15,11 @@ from tiebreak.judges.panel import combine, decide, passes_on
 from tiebreak.metrics.agreement import Two, Verdicts
 from tiebreak.progress import progress, say
 from tiebreak.recipe import CascadeJudge, Endpoint, HumanJudge, Judge, LlmJudge, PairRmJudge, PanelJudge, RewardJudge
-from tiebreak.records import Comparison, Completion, InputError, Rating, content_hash
+from tiebreak.records import Comparison, InputError, Rating, content_hash
 from tiebreak.run import Counts, Run
 from tiebreak.samplers.ledger import dollars, spent
 from tiebreak.samplers.prices import estimate
+from tiebreak.stages.twos import twos
 
 COUNTED = 200
 """Questions that an estimate of the cost is made from."""
@@ -54,28 +54,6 @@ def judge(run: Run) -> Counts:
         if section.name not in members or section.name == run.recipe.labelling_judge:
             ask(run, section, run.judgments, asked, build)
     return {section.name: count(run, section, run.judgments(section.name)) for section in judges}
-
-
-def twos(run: Run) -> list[Two]:
-    """Return every two distinct completions of a prompt; of ready-made pairs, the two of each pair."""
-    prompts, draws = {prompt.id: prompt for prompt in run.prompts()}, run.draws()
-    if run.recipe.prompts.pairs:
-        texts = {draw.id: draw for draw in draws}
-        given = (verdict for verdict in run.verdicts(run.given_jsonl) if isinstance(verdict, Comparison))
-        return [(prompts[verdict.prompt_id], texts[verdict.first], texts[verdict.second]) for verdict in given]
-    return [
-        (prompts[prompt], one, other)
-        for prompt, group in distinct_by_prompt(draws).items()
-        for one, other in combinations(group, 2)
-    ]
-
-
-def distinct_by_prompt(draws: Iterable[Completion]) -> dict[str, list[Completion]]:
-    """Group draws by prompt, each text once."""
-    groups: dict[str, dict[str, Completion]] = {}
-    for draw in draws:
-        groups.setdefault(draw.prompt_id, {}).setdefault(draw.id, draw)
-    return {prompt: list(group.values()) for prompt, group in groups.items()}
 
 
 def ask(run: Run, section: Judge, place: Place, asked: list[Two], build: Builder | None = None) -> None:

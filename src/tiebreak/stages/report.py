@@ -45,8 +45,8 @@ from tiebreak.reporting.results import (
 from tiebreak.reporting.view import CSS, AuditFile, Seen, as_html
 from tiebreak.run import STAGES, Counts, Run
 from tiebreak.samplers.ledger import dollars, spent
-from tiebreak.stages.judge import twos
 from tiebreak.stages.trust import judge_table, trust
+from tiebreak.stages.twos import twos
 
 LARGEST = 2_000_000
 """Bytes of the page."""

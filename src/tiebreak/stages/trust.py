@@ -13,7 +13,8 @@ from tiebreak.metrics.winrate import Estimate
 from tiebreak.recipe import ApiModel, ApiSampler, CascadeJudge, Judge, LlmJudge, PairRmJudge, PanelJudge, RewardJudge
 from tiebreak.run import Run
 from tiebreak.samplers.ledger import Spent, spent
-from tiebreak.stages.judge import canary_result, twos
+from tiebreak.stages.judge import canary_result
+from tiebreak.stages.twos import met, twos
 
 
 class Trust(NamedTuple):
@@ -42,7 +43,7 @@ def trust(run: Run) -> Panel:
     sections = [section for section in run.recipe.judges if place(section.name).exists()]
     if not sections:
         return Panel([], None)
-    asked, used = _asked(run), spent(run.calls_sqlite)
+    asked, used = twos(run) if run.recipe.makes_pairs else met(run), spent(run.calls_sqlite)
     records = {section.name: run.verdicts(place(section.name)) for section in sections}
     verdicts = {name: Verdicts(own) for name, own in records.items()}
     deciders = [
@@ -68,14 +69,6 @@ def trust(run: Run) -> Panel:
             )
         )
     return Panel(judges, agreement([verdicts[name] for name in deciders], asked) if len(deciders) > 2 else None)
-
-
-def _asked(run: Run) -> list[Two]:
-    if run.recipe.makes_pairs:
-        return twos(run)
-    from tiebreak.stages import evaluate  # loads torch
-
-    return evaluate.asked(run)
 
 
 def _canaries(run: Run, section: Judge, asked: list[Two]) -> CanaryResult | None:
