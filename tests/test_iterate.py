@@ -103,7 +103,6 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
     """Put scripted models where a run would load, sample from and train some."""
     monkeypatch.chdir(tmp_path)
     made = Script(tmp_path)
-    monkeypatch.setattr("tiebreak.files.os.fsync", lambda _: None)
     monkeypatch.setattr("tiebreak.stages.generate.build_sampler", made.sampler)
     monkeypatch.setattr("tiebreak.stages.evaluate.Local", made.held)
     monkeypatch.setattr("tiebreak.stages.train.train", made.train)
@@ -276,6 +275,8 @@ def test_a_round_without_a_pair_ends_it(script: Script, tmp_path: Path, monkeypa
         loop = iterate(run)
     assert (loop.rows, loop.best) == ((), None)
     assert loop.sentence.startswith("Stopped after round 1, as nothing was trained")
+    assert run.loop["sentence"] == loop.sentence
+    assert run.state("report") == "done"
 
 
 # --- settings ------------------------------------------------------------------------------------------------------
@@ -441,7 +442,7 @@ def test_ready_made_pairs_are_refused(
     recipe = {"model": {"name_or_path": "base"}, "prompts": {"source": "p.csv", "pairs": {}}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     said = typed(monkeypatch, capsys, "iterate", str(tmp_path / "r.yaml"), "--run", str(tmp_path / "run")).mistake
-    assert "ready-made pairs (prompts.pairs) cannot be drawn anew" in said
+    assert "ready-made pairs (prompts.pairs, prompts.labels) cannot be drawn anew" in said
 
 
 def test_rounds_that_were_made_in_another_way_are_not_gone_on_with(script: Script, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tiebreak.reporting.charts import BASE, TUNED, Estimate
 from tiebreak.reporting.figures import Cell
 from tiebreak.reporting.repeated import Loop, Row, course, read_loop, repeated
 from tiebreak.run import Run
+from tiebreak.stages.report import report
 
 
 def rate(value: float, n: int = 120, half: float = 0.05) -> dict[str, Any]:
@@ -53,7 +54,10 @@ def test_a_run_of_its_own_has_nothing_repeated(tmp_path: Path) -> None:
     run = start(tmp_path)
     assert read_loop(run) is None
     assert repeated(run) == ([], [])
-    assert repeated(put(tmp_path, Loop(kind="rounds", sentence="Stopped."))) == ([], [])
+    stopped = put(tmp_path, Loop(kind="rounds", sentence="Stopped after round 1, as nothing was trained."))
+    assert repeated(stopped) == ([], [])
+    report(stopped)
+    assert "<h1>Stopped after round 1, as nothing was trained.</h1>" in stopped.report_html.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"kind": "laps"}', '{"kind": "rounds", "rows": [{"numbers": {}}]}'])

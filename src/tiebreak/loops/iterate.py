@@ -51,7 +51,9 @@ def iterate(parent: Run, rounds: int | None = None) -> Loop:
         if why:
             break
     if not done:
-        return Loop(kind="rounds", sentence=why, settings=common)
+        _write(parent, nothing := Loop(kind="rounds", sentence=why, settings=common))
+        perform(parent, "report", again=True)
+        return nothing
     last = list(done)[-1]
     rows = rows or _measure(parent, recipe, done, last, known)
     best, words = _best(parent, list(done))

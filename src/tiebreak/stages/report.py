@@ -31,7 +31,7 @@ from tiebreak.reporting.figures import Cell, Chart, Table, Value, leading, write
 from tiebreak.reporting.funnel import funnel, funnel_table
 from tiebreak.reporting.meetings import read_meetings
 from tiebreak.reporting.reading import to_read
-from tiebreak.reporting.repeated import repeated
+from tiebreak.reporting.repeated import read_loop, repeated
 from tiebreak.reporting.results import (
     agreeing,
     before_after,
@@ -154,6 +154,8 @@ def _page(values: dict[str, Any]) -> str:
 def _headline(run: Run, summary: dict[str, Any]) -> tuple[str, str]:
     if summary:
         return summary["verdict"]["word"], summary["verdict"]["sentence"].replace(" %", "\u00a0%")
+    if (loop := read_loop(run)) and not loop.rows:  # the first of the rounds came to nothing
+        return "not trained", loop.sentence
     skipped = run.counts("train").get("skipped")
     if skipped:
         return "not trained", f"The model was not trained: {skipped.rstrip('.')}."
