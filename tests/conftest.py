@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from typing import Any
 # Several workers on two cores gain nothing from more threads each; set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Else matplotlib would look through the machine's fonts anew in every process that a test starts with a cache of its own.
+os.environ.setdefault("MPLCONFIGDIR", str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "matplotlib"))
 
 import pytest
 
@@ -32,24 +35,52 @@ def missing(reason: str) -> None:
     pytest.skip(reason)
 
 
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """New folders, one a test; mktemp would look through those of all tests before."""
+    folder = tmp_path_factory.mktemp("caches")
+    return (folder / str(at) for at in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(request: pytest.FixtureRequest, caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what tests cache out of the user's cache, but for the embedded model, which takes long to convert."""
     if "smollm2" not in request.fixturenames:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(next(caches)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test takes the machine's power away, and every stage of every run would wait for the disk several times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+def pytest_configure() -> None:
+    """Write in memory where there is room: each of thousands of files that takes another's place would wait for the disk."""
+    memory = Path("/dev/shm")
+    if memory.is_dir():
+        room = os.statvfs(memory)
+        if room.f_bavail * room.f_frsize > 4 << 30 and not room.f_flag & os.ST_NOEXEC:
+            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
+
+
+def pytest_collection_finish() -> None:
+    """Every training collects garbage first, and going through what torch imported takes longer than the training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
-def modules_are_no_garbage(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every training collects garbage first, and going through what torch imported takes longer than the training."""
+def modules_are_no_garbage(request: pytest.FixtureRequest) -> None:
+    """What training imports while it is at work is no garbage either."""
     import transformers.trainer  # noqa: F401
 
     for name in getattr(request.module, "FIRST", ()):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,6 @@ RECIPE: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("tiebreak.files.os.fsync", lambda _: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ideas.csv").write_text("idea\n" + "".join(f"{at}\n" for at in range(20)), encoding="utf-8")
     model(tmp_path / "base")

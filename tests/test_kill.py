@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from processes import Started
 from scripted import LLM, RULES, Draws, Says, prompt, shorter, start
 from tiebreak.files import read_jsonl, write_jsonl
 from tiebreak.judges.build import build_judge
@@ -44,29 +41,8 @@ RECIPE: dict[str, Any] = {
 }
 
 
-class Started:
-    """`tiebreak run` in a process of its own."""
-
-    def __init__(self, recipe: Path, run: Path) -> None:
-        command = [sys.executable, "-m", "tiebreak", "run", str(recipe), "--run", str(run)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def finish(self) -> str:
-        said, _ = self.process.communicate(timeout=120)
-        assert self.process.returncode == 0, said
-        return said
-
-    def wait(self, until: Callable[[], bool]) -> None:
-        """Wait for a condition, or for the end of the process."""
-        while self.process.poll() is None and not until():
-            time.sleep(0.001)
-
-    def kill(self) -> bool:
-        """Send SIGKILL, which no handler and no `finally` outlives; False where the process had ended by itself."""
-        self.process.kill()
-        said, _ = self.process.communicate()
-        assert self.process.returncode in (0, -signal.SIGKILL), said
-        return self.process.returncode != 0
+def begin(recipe: Path, run: Path) -> Started:
+    return Started(recipe.with_name("said"), "run", str(recipe), "--run", str(run))
 
 
 def progress(run: Path) -> int:
@@ -96,11 +72,12 @@ def same(run: Path, whole: Path) -> None:
 
 @pytest.mark.timeout(60 + 30 * KILLS)
 def test_a_run_that_is_killed_at_random_moments(tmp_path: Path, tiny: Path) -> None:
-    """Four kills a run: after an amount of work, for most of the time goes into imports, then after a time; again both."""
+    """Four kills a run: after an amount of work, for stages are not equally long, then after a time; again both."""
     recipe, whole = tmp_path / "r.yaml", tmp_path / "whole"
     recipe.write_text(yaml.safe_dump({"model": {"name_or_path": str(tiny)}, **RECIPE}), encoding="utf-8")
+    Started(tmp_path / "said", "--version").finish()  # the imports before the first are no part of a run's time
     begun = time.monotonic()
-    said = Started(recipe, whole).finish()
+    said = begin(recipe, whole).finish()
     seconds, work = time.monotonic() - begun, progress(whole)
     assert said.splitlines()[-1] == str(whole / "report.html")
     assert (whole / "pairs.jsonl").stat().st_size > 0
@@ -111,7 +88,7 @@ def test_a_run_that_is_killed_at_random_moments(tmp_path: Path, tiny: Path) -> N
     while len(killed) < KILLS:
         run = tmp_path / f"killed {len(killed)}"
         for left in range(min(4, KILLS - len(killed)), 0, -1):
-            started = Started(recipe, run)
+            started = begin(recipe, run)
             if left % 2:
                 moment = chance.uniform(0, seconds)
                 deadline = time.monotonic() + moment
@@ -123,7 +100,7 @@ def test_a_run_that_is_killed_at_random_moments(tmp_path: Path, tiny: Path) -> N
             if started.kill():
                 stages = Run(run).manifest["stages"] if (run / "recipe.json").exists() else {}
                 killed.append(f"{moment:.1f} {'s' if left % 2 else 'lines and files'} ({next(reversed(stages), 'start')})")
-        Started(recipe, run).finish()
+        begin(recipe, run).finish()
         same(run, whole)
     print(f"killed {len(killed)} times; a whole run is {seconds:.1f} s, {work} lines and files: {'; '.join(killed)}")
 
@@ -172,7 +149,6 @@ def test_files_cut_at_any_byte_come_to_the_same(
     texts: list[str], orders: str, cuts: list[tuple[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what is still there is neither drawn nor asked again."""
-    monkeypatch.setattr("tiebreak.run.os.fsync", lambda _: None)
     written = {(each.text, at): texts[3 * number + at] for number, each in enumerate(PROMPTS) for at in range(3)}
     folder = tmp_path / "again"
     folder.mkdir(exist_ok=True)

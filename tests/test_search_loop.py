@@ -2,10 +2,7 @@
 
 import json
 import re
-import signal
-import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -18,6 +15,7 @@ import torch
 import yaml
 from transformers import TrainerState, trainer
 
+from processes import Started
 from tiebreak import models
 from tiebreak.cli import main
 from tiebreak.files import read_json, read_jsonl, write_json
@@ -517,15 +515,8 @@ def test_completions_verdicts_and_the_bases_answers_are_made_once(
 # --- kills, and several at once ------------------------------------------------------------------------------------
 
 
-def begin(recipe: Path, run: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "tiebreak", "search", str(recipe), "--run", str(run)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait(process: "subprocess.Popen[str]", *paths: Path) -> None:
-    """Wait for one of these to be there, or for the end of the process."""
-    while process.poll() is None and not any(path.exists() for path in paths):
-        time.sleep(0.002)
+def begin(recipe: Path, run: Path) -> Started:
+    return Started(run.with_name("said"), "search", str(recipe), "--run", str(run))
 
 
 def test_killed_twice_it_finds_the_same_winner(whole: tuple[Path, Path, Loop], tmp_path: Path) -> None:
@@ -533,10 +524,8 @@ def test_killed_twice_it_finds_the_same_winner(whole: tuple[Path, Path, Loop], t
     run = tmp_path / "run"
     for number, moment in ((3, "train/checkpoint-2/complete"), (6, "eval/pairs.jsonl")):
         process = begin(recipe, run)
-        wait(process, run / f"trials/{number}" / moment)
-        process.kill()
-        said, _ = process.communicate()
-        assert process.returncode == -signal.SIGKILL, said
+        process.wait((run / f"trials/{number}" / moment).exists)
+        assert process.kill(), process.said
     assert not (run / "trials/7").exists()
     again = search(recipe, run)
     assert again.best == loop.best
@@ -557,10 +546,9 @@ def test_two_processes_do_each_trial_once(tmp_path: Path, tiny: Path, capsys: py
     recipe = write(tmp_path, tiny, {"space": LISTS, "objective": MARGIN})
     run = tmp_path / "run"
     process = begin(recipe, run)
-    wait(process, run / "trials/1/train/metrics.jsonl")
+    process.wait((run / "trials/1/train/metrics.jsonl").exists)
     loop = search(recipe, run)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+    said = process.finish()
     done = [[line for line in text.splitlines() if " of 4: " in line] for text in (said, capsys.readouterr().out)]
     assert all(done), done
     assert sorted(line.split()[1] for lines in done for line in lines) == ["1", "2", "3", "4"]

@@ -1,4 +1,4 @@
-"""Against a real server: `transformers serve` on the small model."""
+"""Against a real server: `transformers serve`."""
 
 import json
 import os
@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
+from conftest import make_causal
 from tiebreak.judges import Match
 from tiebreak.judges.llm import Llm
 from tiebreak.recipe import ApiSampler, LlmJudge
@@ -25,16 +27,13 @@ pytest.importorskip("uvicorn", reason="transformers[serving] is not installed")
 
 
 @pytest.fixture
-def served(smollm2: Path, tmp_path: Path) -> Iterator[dict[str, object]]:
-    """Serve the model from a folder whose generation settings say that it samples; give the endpoint's keys."""
-    model = tmp_path / "model"
-    model.mkdir()
-    for file in smollm2.iterdir():
-        (model / file.name).symlink_to(file)
-    settings = json.loads((smollm2 / "generation_config.json").read_text())
-    (model / "generation_config.json").unlink()
-    # Without do_sample the server is greedy at any temperature.
-    (model / "generation_config.json").write_text(json.dumps({**settings, "do_sample": True}))
+def served(tmp_path: Path) -> Iterator[dict[str, object]]:
+    """Serve a model whose generation settings say that it samples; give the endpoint's keys."""
+    model = make_causal(tmp_path / "model", max_position_embeddings=4096)
+    settings = json.loads((model / "generation_config.json").read_text())
+    # Without do_sample the server is greedy at any temperature; a model that learned nothing repeats the prompt's last sign.
+    settings |= {"do_sample": True, "suppress_tokens": AutoTokenizer.from_pretrained(model).all_special_ids}
+    (model / "generation_config.json").write_text(json.dumps(settings))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from functools import cache
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -86,6 +87,7 @@ def differences(key: str, old: Any, new: Any) -> list[str]:
     return [] if old == new else [f"{key} (was {json.dumps(old)}, is {json.dumps(new)})"]
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions of what a stage's outcome may depend on."""
     found = {"tiebreak": tiebreak.__version__, "python": platform.python_version()}
