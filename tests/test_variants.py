@@ -133,7 +133,7 @@ def test_loop_json_says_what_came_of_each(whole: Run) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_second_time_does_nothing_but_the_report(whole: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_load", lambda model: pytest.fail(f"loads {model}"))
+    monkeypatch.setattr(local, "load", lambda model: pytest.fail(f"loads {model}"))
     before = {path: path.read_bytes() for path in whole.path.rglob("*.jsonl")}
     made(whole.path.parent, tiny)
     assert before == {path: path.read_bytes() for path in whole.path.rglob("*.jsonl")}

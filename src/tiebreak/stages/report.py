@@ -154,11 +154,9 @@ def _page(values: dict[str, Any]) -> str:
 def _headline(run: Run, summary: dict[str, Any]) -> tuple[str, str]:
     if summary:
         return summary["verdict"]["word"], summary["verdict"]["sentence"].replace(" %", "\u00a0%")
-    if (loop := read_loop(run)) and not loop.rows:  # the first of the rounds came to nothing
-        return "not trained", loop.sentence
-    skipped = run.counts("train").get("skipped")
-    if skipped:
-        return "not trained", f"The model was not trained: {skipped.rstrip('.')}."
+    loop, skipped = read_loop(run), run.counts("train").get("skipped")
+    if skipped or (loop and not loop.rows):  # the first of several rounds
+        return "not trained", loop.sentence if loop else f"The model was not trained: {skipped.rstrip('.')}."
     owed = [stage for stage in run.stages[:-1] if run.state(stage) != "done"]
     if owed not in ([], ["evaluate"]):
         return "not finished", f"This run is not finished: {owed[0]} is {run.state(owed[0])}."
