@@ -156,7 +156,7 @@ def _headline(run: Run, summary: dict[str, Any]) -> tuple[str, str]:
         return summary["verdict"]["word"], summary["verdict"]["sentence"].replace(" %", "\u00a0%")
     loop, skipped = read_loop(run), run.counts("train").get("skipped")
     if skipped or (loop and not loop.rows):  # the first of several rounds
-        return "not trained", loop.sentence if loop else f"The model was not trained: {skipped.rstrip('.')}."
+        return "not trained", loop.sentence if loop else f"The model was not trained: {str(skipped).rstrip('.')}."
     owed = [stage for stage in run.stages[:-1] if run.state(stage) != "done"]
     if owed not in ([], ["evaluate"]):
         return "not finished", f"This run is not finished: {owed[0]} is {run.state(owed[0])}."
