@@ -151,7 +151,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @each
 def test_it_runs(path: Path, client: Any, tiny: Path, tmp_path: Path) -> None:
     book = read(path)
-    fresh = nbformat.v4.new_code_cell(f"%reset -f\n__import__('os').chdir({str(tmp_path)!r})")
+    # The folder before it may be gone by now.
+    fresh = nbformat.v4.new_code_cell(f"__import__('os').chdir({str(tmp_path)!r})\n%reset -f")
     book.cells.insert(0, fresh)
     for cell in book.cells:
         if tags(cell) == ["parameters"]:
