@@ -4,7 +4,8 @@
 
 First page: from the start of `tiebreak app` in a new process to the last row of the table in a browser that is open
 already; the runs have prompts and completions on disk, as links to one run's. Search: of one run, in this process; the
-first search reads the files, the later ones find every text that has a word.
+first search reads the files, the later ones find every text that has a word, one of them after a verdict was given, and one
+after a judge has gone on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tiebreak.files import write_json, write_jsonl
+from tiebreak.files import appending, write_json, write_jsonl
 from tiebreak.records import Comparison, Completion, Message, Prompt
 from tiebreak.run import Run
 
@@ -143,6 +144,7 @@ def first_page(root: Path, runs: int) -> list[tuple[str, float]]:
             return [
                 ("from the command to listening (mostly importing Gradio)", listening - begun),
                 ("first page after that", shown[0]),
+                ("from the command to the first page", listening - begun + shown[0]),
                 ("first page again (median of three)", statistics.median(shown[1:])),
             ]
         finally:
@@ -153,16 +155,27 @@ def first_page(root: Path, runs: int) -> list[tuple[str, float]]:
 
 def search(run: Run) -> list[tuple[str, float]]:
     from tiebreak.app.search import Index, Query
+    from tiebreak.app.votes import Shown, vote
 
-    index, took = Index(run.path), []
-    for text in ("", *SEARCHES):
+    index = Index(run.path)
+
+    def took(text: str) -> float:
         begun = time.monotonic()
         index.find(Query(kind="comparisons", text=text))
-        took.append(time.monotonic() - begun)
+        return time.monotonic() - begun
+
+    first, *others = [took(text) for text in ("", *SEARCHES)]
+    said = next(each for each in run.verdicts(run.judgments("judge")) if isinstance(each, Comparison))
+    vote(run, Shown(said.prompt_id, said.first, said.second), "tie", "Eva")
+    voted = took(SEARCHES[0])
+    with appending(run.judgments("judge")) as append:
+        append(said)
     return [
-        ("search: the files are read, once", took[0]),
-        ("search: median of seven", statistics.median(took[1:])),
-        ("search: slowest of seven", max(took[1:])),
+        ("search: the files are read, once", first),
+        ("search: median of seven", statistics.median(others)),
+        ("search: slowest of seven", max(others)),
+        ("search after a verdict was given", voted),
+        ("search after a judge has gone on", took(SEARCHES[0])),
     ]
 
 

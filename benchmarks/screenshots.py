@@ -1,18 +1,21 @@
 """Take the screenshots of the app's pages that the README and the docs show.
 
-    python benchmarks/screenshots.py RUNS_DIR [docs]
+    python benchmarks/screenshots.py RUNS_DIR [docs] [--all]
 
-RUNS_DIR holds a finished run called demo, such as `make demo` leaves in runs/. Each page is taken as it is after a few
-seconds, 1200 pixels wide and light; the page Runs in the dark too.
+RUNS_DIR holds a finished run called demo, such as `make demo` leaves in runs/; it is copied, as a verdict is given on the
+page Label. Pages are 1200 pixels wide and light; with --all there are more of them, and each is taken light, dark and 400 pixels
+wide, the whole of it, for somebody to look at.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import shutil
-import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from playwright.sync_api import sync_playwright
 
@@ -20,51 +23,105 @@ from tiebreak import app
 from tiebreak.app.home import Home
 
 RUN = "demo"
-WIDTH, HEIGHT = 1200, 900
+WIDTH, HEIGHT, PHONE = 1200, 900, 400
+
+
+def stages(page: Any) -> None:
+    page.locator("table.stages").wait_for()
 
 
 def curves(page: Any) -> None:
     page.get_by_role("tab", name="Curves").click()
+    page.locator(".charts svg").last.wait_for()
 
 
 def report(page: Any) -> None:
     page.get_by_role("tab", name="Report").click()
+    page.frame_locator("iframe.report").locator("h1").wait_for()
 
 
-def nothing(page: Any) -> None:
-    pass
+def form(page: Any) -> None:
+    page.locator(".recipe .cost p").wait_for()
 
 
-SHOTS: dict[str, tuple[str, Callable[[Any], None], str]] = {
-    "runs": (f"?run={RUN}", nothing, "light"),
-    "runs-dark": (f"?run={RUN}", curves, "dark"),
-    "report": (f"?run={RUN}", report, "light"),
-    "start": ("start", nothing, "light"),
-    "label": (f"label?run={RUN}", nothing, "light"),
-    "data": (f"data?run={RUN}", nothing, "light"),
-    "playground": (f"playground?run={RUN}", nothing, "light"),
+def label(page: Any) -> None:
+    """Judge twos until a judge has said something of one."""
+    page.get_by_label("Your name").fill("Eva")
+    page.get_by_label("At random").check()
+    page.get_by_role("button", name="Start").click()
+    page.locator(".desk:focus").wait_for()
+    for key in ("ArrowLeft", "ArrowRight", "ArrowLeft", "ArrowDown"):
+        before = page.locator(".desk").get_attribute("data-question")
+        page.keyboard.press(key)
+        page.locator(f".desk:not([data-question='{before}'])").wait_for()
+
+
+def pairs(page: Any) -> None:
+    page.get_by_label("Pairs", exact=True).check()
+    page.locator(".data .two").first.wait_for()
+
+
+def playground(page: Any) -> None:
+    """Have base and tuned answer an example."""
+    page.get_by_label("Example", exact=False).click()
+    page.get_by_role("option").first.click()
+    page.get_by_role("button", name="Answer").click()
+    page.get_by_text("ended by itself").or_(page.get_by_text("cut at")).nth(1).wait_for()
+
+
+class Shot(NamedTuple):
+    """One page: its address, and what is done before it is taken."""
+
+    address: str
+    act: Callable[[Any], None]
+
+
+SHOTS = {
+    "runs": Shot(f"?run={RUN}", stages),
+    "start": Shot("start", form),
+    "label": Shot(f"label?run={RUN}", label),
+    "data": Shot(f"data?run={RUN}", pairs),
+    "playground": Shot(f"playground?run={RUN}", playground),
 }
-"""Name, address, what is done before, and scheme."""
+MORE = {"curves": Shot(f"?run={RUN}", curves), "report": Shot(f"?run={RUN}", report)}
+LOOKS = {"light": ("light", WIDTH), "dark": ("dark", WIDTH), "phone": ("light", PHONE), "phone-dark": ("dark", PHONE)}
 
 
 def main() -> None:
-    root, folder = Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else "docs")
-    demo = app.serve(Home.of(root))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs"))
+    parser.add_argument("--all", action="store_true")
+    options = parser.parse_args()
+    runs, folder = options.runs.resolve(), options.folder.resolve()
     executable = shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_playwright() as playwright:
+    with served(runs) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        for name, (address, act, scheme) in SHOTS.items():
-            page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
-            page.goto(f"{demo.local_url}{address}")
-            page.locator("h1").first.wait_for()
-            page.wait_for_timeout(3_000)
-            act(page)
-            page.wait_for_timeout(1_500)
-            page.screenshot(path=folder / f"app-{name}.png")
-            page.close()
-            print(folder / f"app-{name}.png")
+        for name, shot in (SHOTS | MORE if options.all else SHOTS).items():
+            for look, (scheme, width) in (LOOKS if options.all else {"": ("light", WIDTH)}).items():
+                context = browser.new_context(viewport={"width": width, "height": HEIGHT}, color_scheme=scheme)
+                page = context.new_page()
+                page.set_default_timeout(120_000)
+                page.goto(f"{address}{shot.address}")
+                shot.act(page)
+                page.wait_for_timeout(500)  # of what moves
+                path = folder / f"app-{name}{'-' * bool(look)}{look}.png"
+                page.screenshot(path=path, full_page=options.all)
+                context.close()
+                print(path, flush=True)
         browser.close()
-    demo.close(verbose=False)
+
+
+@contextlib.contextmanager
+def served(runs: Path) -> Iterator[str]:
+    """Serve a copy of the run, and yield the address; what the pages say of where it lies is the same everywhere."""
+    with tempfile.TemporaryDirectory() as copy, contextlib.chdir(copy):
+        shutil.copytree(runs / RUN, Path("runs") / RUN)
+        demo = app.serve(Home.of("runs"))
+        try:
+            yield demo.local_url
+        finally:
+            demo.close(verbose=False)
 
 
 if __name__ == "__main__":

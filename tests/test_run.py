@@ -510,15 +510,17 @@ def test_a_file_is_looked_for_beside_the_recipe_then_here_then_among_the_shipped
     assert run.resolve("absent.txt") == folder / "absent.txt"
 
 
-def test_redo_leaves_what_people_said_in_the_app(folder: Path) -> None:
+@pytest.mark.parametrize("stage", ["judge", "evaluate"])
+def test_redo_leaves_what_people_said_in_the_app(stage: str, folder: Path) -> None:
     """Nobody can be asked for it again; verdicts from a file come back from the file."""
     people = [{"type": "human", "name": "anna"}, {"type": "human", "name": "listed", "file": "people.csv"}]
     run = start(folder, judges=[LLM, *people], pair={"judge": "anna"})
-    for name in ("llm", "anna", "listed", "people", "playground"):
-        run.judgments(name).parent.mkdir(exist_ok=True)
-        run.judgments(name).write_text("{}\n", encoding="utf-8")
-    run.redo("judge")
-    assert {path.stem for path in (run.path / "judgments").glob("*")} == {"anna", "people", "playground"}
+    place = run.judgments if stage == "judge" else run.eval_judgments
+    for name in ("llm", "anna", "listed", "people", "playground", "canaries/llm"):
+        place(name).parent.mkdir(parents=True, exist_ok=True)
+        place(name).write_text("{}\n", encoding="utf-8")
+    run.redo(stage)
+    assert {path.stem for path in place("llm").parent.glob("*")} == {"anna", "people", "playground"}
 
 
 # --- what another run made -----------------------------------------------------------------------------------------

@@ -264,8 +264,8 @@ class Run:
                 target = self.path / name
                 if not first_process():
                     continue
-                if name == "judgments":
-                    self._forget_judgments()
+                if name in ("judgments", "eval/judgments"):
+                    self._forget_judgments(target)
                 elif target.is_dir():
                     shutil.rmtree(target)
                 else:
@@ -273,16 +273,17 @@ class Run:
             self.manifest["stages"].pop(later, None)
         write_json(self.manifest_json, self.manifest)
 
-    def _forget_judgments(self) -> None:
+    def _forget_judgments(self, folder: Path) -> None:
         """Delete verdicts, save those that people gave in the app: nobody can be asked for them again."""
         people = [judge.name for judge in self.recipe.judges if isinstance(judge, HumanJudge) and not judge.file]
-        kept = {self.judgments(name) for name in (*people, *OF_PEOPLE)}
-        shutil.rmtree(self.path / "judgments" / "canaries", ignore_errors=True)
-        for path in (self.path / "judgments").glob("*.jsonl"):
-            if path not in kept:
+        kept = {folder / f"{name}.jsonl" for name in (*people, *OF_PEOPLE)}
+        for path in folder.glob("*"):
+            if path.is_dir():  # canaries, held-out-pairs
+                shutil.rmtree(path)
+            elif path.suffix == ".jsonl" and path not in kept:
                 path.unlink()
         with suppress(OSError):  # not empty, or not there
-            (self.path / "judgments").rmdir()
+            folder.rmdir()
 
     def _need_section(self, stage: str) -> None:
         if stage not in self.stages:

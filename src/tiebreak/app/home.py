@@ -83,7 +83,9 @@ class Home:
 
     def path(self, name: str) -> Path:
         """Return a run's directory. Raises InputError for anything that is no run in here."""
-        if not isinstance(name, str) or name not in self._stamps():
+        if not (there := self._stamps()):
+            raise InputError(f"{self.root}: there is no run in it yet; begin one on the page Start, or with tiebreak run demo")
+        if not isinstance(name, str) or name not in there:
             raise InputError(f"no run {name!r} in {self.root}; choose one of the list")
         return self.root / name
 

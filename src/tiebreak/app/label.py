@@ -192,8 +192,8 @@ def page(home: Home) -> None:
         run = look.choose_run(home)
         who = gr.Textbox(label="Your name", max_lines=1, max_length=votes.LONGEST_NAME)
     with gr.Row():
-        about = gr.Radio(ABOUT, value="training", label="What to judge")
-        order = gr.Radio(ORDERS, value="disputed", label="What to go through")
+        about = gr.Radio(ABOUT, value="training", label="What to judge", min_width=280)
+        order = gr.Radio(ORDERS, value="disputed", label="What to go through", min_width=280)
     with gr.Row():
         start = gr.Button("Start", variant="primary", scale=0, min_width=160)
     shown = gr.HTML(js_on_load=SCRIPT, apply_default_css=False)

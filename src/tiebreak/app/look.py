@@ -123,8 +123,11 @@ def choose_runs(home: Home, label: str, most: int = 3) -> gr.Dropdown:
 def sheet(name: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table. `heads` are text, `rows` are cells of HTML: what a file says comes in through `as_text`."""
     top = "".join(f'<th scope="col">{as_text(head)}</th>' for head in heads)
+    named = [f' data-head="{as_text(head)}"' for head in heads[1:]]  # where a narrow page has no line of heads
     lines = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in rows
+        f'<tr><th scope="row">{first}</th>'
+        f"{''.join(f'<td{head}>{cell}</td>' for head, cell in zip(named, rest, strict=True))}</tr>"
+        for first, *rest in rows
     )
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{as_text(name)}"><table class="{as_text(name)}">'

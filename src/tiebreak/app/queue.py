@@ -13,13 +13,12 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 
 from tiebreak.app import votes
 from tiebreak.app.votes import About, Both, Said, Shown
-from tiebreak.files import read_jsonl
 from tiebreak.judges.human import Vote
 from tiebreak.metrics.agreement import Agreement, Outcome, Two, Verdicts, agreement
 from tiebreak.recipe import GIVEN, CascadeJudge, PanelJudge
-from tiebreak.records import Completion, content_hash
+from tiebreak.records import content_hash
 from tiebreak.run import Run
-from tiebreak.stages.twos import twos
+from tiebreak.stages.twos import met, twos
 
 Order = Literal["disputed", "random", "second opinion"]
 Standing = Mapping[Both, Sequence[Vote]]
@@ -68,7 +67,7 @@ def desk(run: Run, about: About = "training") -> Desk:
     training = about == "training"
     asked = {
         frozenset((one.id, other.id)): (prompt, one, other)
-        for prompt, one, other in (twos(run) if training else _meetings(run))
+        for prompt, one, other in (twos(run) if training else met(run))
         if one.id != other.id and one.text.strip() and other.text.strip()
     }
     own = votes.judge_of(run)
@@ -76,20 +75,6 @@ def desk(run: Run, about: About = "training") -> Desk:
     place = run.judgments if training else run.eval_judgments
     records = {name: run.verdicts(place(name)) for name in names + [GIVEN] * (run.ready_made and training)}
     return Desk(asked, {name: Verdicts(each) for name, each in records.items() if each}, run.recipe.seed)
-
-
-def _meetings(run: Run) -> Iterator[Two]:
-    """Yield what the evaluating judge is asked, headline first: two models' answers of the same number to a held-out prompt."""
-    drawn: dict[tuple[str, str], list[Completion]] = {}
-    for draw in sorted(read_jsonl(run.eval_completions_jsonl, Completion), key=lambda draw: draw.draw):
-        drawn.setdefault((draw.sampler, draw.prompt_id), []).append(draw)
-    prompts = [prompt for prompt in run.prompts() if prompt.split == "test"]
-    for model, against in run.recipe.evaluate.pairs if run.recipe.evaluate else ():
-        for prompt in prompts:
-            both = [drawn.get((name, prompt.id), []) for name in (against, model)]
-            for at in range(max(map(len, both)) if all(both) else 0):  # who has fewer answers gives them again
-                one, other = (draws[at % len(draws)] for draws in both)
-                yield prompt, one, other
 
 
 def ordered(desk: Desk, order: Order, standing: Standing, labeller: str) -> list[Both]:

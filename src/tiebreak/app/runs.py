@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -50,7 +51,7 @@ Seen = dict[str, Any]
 def page(home: Home) -> None:
     """Build the page."""
     followed: dict[Path, Metrics] = {}
-    heading("Runs", "" if home.only else f"All runs in {home.root}. Choose one to see it closely.")
+    heading("Runs", "" if home.only else f"Every run in {home.root}{os.sep}; choose one to see it closely.")
     chosen, seen, listed = gr.State(None), gr.State({}), gr.State(None)
     with gr.Column(visible=home.only is None):
         with gr.Row():

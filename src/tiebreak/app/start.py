@@ -247,17 +247,22 @@ CSS = """
 .recipe fieldset { display: contents; border: 0; }
 .recipe details { border-top: 1px solid var(--rule); padding-top: .5rem; }
 .recipe summary { font-weight: 600; cursor: pointer; padding: .25rem 0; }
-.recipe .fields { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 1rem 1.5rem; }
+.recipe .fields { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: .25rem 1.5rem; }
+.recipe .fields { align-items: start; margin-top: .25rem; }
 .recipe .long { grid-column: 1 / -1; }
 .recipe .field { display: flex; flex-direction: column; gap: .25rem; min-width: 0; }
+.recipe .fields > .field { display: grid; grid-template-rows: subgrid; grid-row: span 4; } /* boxes of a line side by side */
+.recipe .fields > .field { padding-bottom: .5rem; }
 .recipe label { overflow-wrap: anywhere; }
 .recipe .field .note { font-size: .875rem; margin: 0; }
 .recipe :is(input, select, textarea) { width: 100%; box-sizing: border-box; padding: .375rem .5rem; font: inherit; }
 .recipe :is(input, select, textarea) { color: var(--ink); background: var(--paper); border: 1px solid var(--quiet); }
 .recipe :is(input, select, textarea, button) { border-radius: .25rem; }
-.recipe textarea { field-sizing: content; max-height: 30rem; min-height: 2.375rem; resize: vertical; }
+.recipe select { appearance: auto; min-height: 2.375rem; }
+.recipe textarea { field-sizing: content; max-height: 30rem; min-height: 2.375rem; resize: none; }
+.recipe .long textarea { resize: vertical; }
 .recipe [aria-invalid=true] { border-color: var(--rejected); }
-.recipe .field .wrong { margin: 0; }
+.recipe .field .wrong { margin: 0 0 .5rem; }
 .recipe .cost h3 { margin: .5rem 0; }
 .recipe button { align-self: start; padding: .625rem 2rem; min-height: 2.75rem; border: 0; font: inherit; font-weight: 600; }
 .recipe button { color: var(--paper); background: var(--accent); cursor: pointer; }

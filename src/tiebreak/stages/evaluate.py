@@ -28,7 +28,7 @@ from tiebreak.stages.concord import concord
 from tiebreak.stages.judge import Builder, ask, send_canaries
 from tiebreak.stages.measures import of_models, of_texts
 from tiebreak.stages.train import HeldOut
-from tiebreak.stages.twos import drawn_by, meeting_twos, met
+from tiebreak.stages.twos import drawn_by, meeting_twos, turned
 
 
 def evaluate(run: Run) -> Counts:
@@ -47,7 +47,8 @@ def evaluate(run: Run) -> Counts:
     every = run.prompts()
     prompts = [prompt for prompt in every if prompt.split == "test"]
     drawn, failed = _draw(run, settings, prompts)
-    twos, asked, build = meeting_twos(settings, prompts, drawn), met(run), Builder(run)
+    twos, build = meeting_twos(settings, prompts, drawn), Builder(run)
+    asked = [turned(run.recipe.seed, *two) for some in twos.values() for two in some]
     if "judge" not in run.stages:  # where canaries were flown
         members = run.recipe.members(section.name)
         send_canaries(run, [judge for judge in run.recipe.judges if judge.name in members], asked, build)

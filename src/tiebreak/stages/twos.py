@@ -59,13 +59,11 @@ def meeting_twos(
 
 
 def met(run: Run) -> list[Two]:
-    """Return every two answers that the evaluating judge is asked about, in the order in which it is shown them."""
+    """Return every two answers that the evaluating judge is asked about, the model's own last."""
     if run.recipe.evaluate is None:
         return []
     prompts = [prompt for prompt in run.prompts() if prompt.split == "test"]
-    every = meeting_twos(run.recipe.evaluate, prompts, drawn_by(run)).values()
-    # Who is shown one order only is not to see one model first every time.
-    return [_turned(run.recipe.seed, *two) for some in every for two in some]
+    return [two for some in meeting_twos(run.recipe.evaluate, prompts, drawn_by(run)).values() for two in some]
 
 
 def _meeting(prompts: list[Prompt], drawn: dict[str, Draws], against: dict[str, Draws]) -> Iterator[Two]:
@@ -77,7 +75,7 @@ def _meeting(prompts: list[Prompt], drawn: dict[str, Draws], against: dict[str, 
             yield prompt, both[0], both[1]
 
 
-def _turned(seed: int, prompt: Prompt, base: Completion, tuned: Completion) -> Two:
-    """Return two completions in an order that has nothing to do with who wrote them."""
+def turned(seed: int, prompt: Prompt, base: Completion, tuned: Completion) -> Two:
+    """Return two completions in an order that has nothing to do with who wrote them: a judge may be shown one order only."""
     one, other = sorted((base, tuned), key=lambda each: content_hash(seed, each.id))
     return prompt, one, other
