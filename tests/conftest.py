@@ -46,7 +46,9 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def _own_cache(request: pytest.FixtureRequest, caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what tests cache out of the user's cache, but for the embedded model, which takes long to convert."""
     if "smollm2" not in request.fixturenames:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(next(caches)))
+        folder = next(caches)
+        folder.mkdir()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -38,7 +38,7 @@ def in_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """Return what gives the model of the last training, as it stood at its end."""
     kept: list[Any] = []
     held_out = stage._held_out
-    monkeypatch.setattr(stage, "_held_out", lambda trainer: kept.append(trainer.model) or held_out(trainer))
+    monkeypatch.setattr(stage, "_held_out", lambda trainer, **how: kept.append(trainer.model) or held_out(trainer, **how))
     return lambda: kept[-1]
 
 

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from conftest import make_causal, make_tokenizer
 from servers import reply, stub
 from test_streams import chunk, events, sent
 from tiebreak import models
-from tiebreak.app import asked, votes
+from tiebreak.app import asked, streams, votes
 from tiebreak.app.answers import Answer, Stop, side_by_side
 from tiebreak.app.asked import Round, caption, chat_of, choices, field_of, find, keep, settings_of, verdicts, writer_of
 from tiebreak.app.home import Home
@@ -455,7 +456,9 @@ def test_three_models_and_names_without_a_vote(page: Any, root: Path) -> None:
     assert len(kept(Home(root))) == before
 
 
-def test_stop_ends_both_and_the_page_goes_on(page: Any) -> None:
+def test_stop_ends_both_and_the_page_goes_on(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = streams._Pen.put
+    monkeypatch.setattr(streams._Pen, "put", lambda self, value: (time.sleep(0.01), put(self, value)))  # or it would be done
     page.get_by_text("System message and sampling").click()
     box(page, "Most tokens").fill("1500")
     box(page, "Prompt").fill("A long one")
