@@ -12,7 +12,7 @@ from typing import Any
 from conftest import missing
 
 LEAVING = ("AbortError: signal is aborted", "Connection errored out")
-"""What Gradio says of a stream that is open while its page is left, where nobody can read it."""
+"""What Gradio says of a stream that is open while its page is left, just before the next one is asked for: nobody can read it."""
 AXE = find_spec("axe_playwright_python")
 """Carries axe-core."""
 
@@ -41,30 +41,27 @@ def tab(
 ) -> Iterator[Any]:
     """Yield a tab in which nothing may be said on the console, no dialog may open and nothing be fetched from elsewhere."""
     context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page, heard, leaves = context.new_page(), list[str](), [False]
+    page, heard, leaving = context.new_page(), list[str](), list[str]()
 
     def hear(what: str) -> None:
-        if not expected(what) and not (leaves[0] and any(words in what for words in LEAVING)):
-            heard.append(what)
+        if not expected(what):
+            (leaving if any(words in what for words in LEAVING) else heard).append(what)
 
     def ask(request: Any) -> None:
-        leaves[0] = leaves[0] or request.is_navigation_request()
+        if request.is_navigation_request():
+            leaving.clear()
         if _elsewhere(request.url):
             hear(f"fetched {request.url}")
-
-    def arrive(_: Any) -> None:
-        leaves[0] = False
 
     page.on("console", lambda message: hear(f"{message.type}: {message.text}") if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: hear(f"uncaught: {error}"))
     page.on("dialog", lambda dialog: (hear(f"dialog: {dialog.message}"), dialog.dismiss()))
     page.on("request", ask)
-    page.on("domcontentloaded", arrive)
     page.on("response", lambda response: hear(f"{response.status} {response.url}") if response.status >= 400 else None)
     page.set_default_timeout(60_000)  # machines are shared
     try:
         yield page
-        assert not heard, "\n".join(heard)
+        assert not heard + leaving, "\n".join(heard + leaving)
     finally:
         context.close()
 
