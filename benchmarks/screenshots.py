@@ -63,8 +63,10 @@ def pairs(page: Any) -> None:
 
 def playground(page: Any) -> None:
     """Have base and tuned answer an example."""
-    page.get_by_label("Example", exact=False).click()
+    page.wait_for_function("[...document.querySelectorAll('input')].some(each => each.value.endsWith('tuned'))")
+    page.get_by_label("Example, from the run's test prompts", exact=True).click()
     page.get_by_role("option").first.click()
+    page.wait_for_function("document.querySelector('.says textarea').value")
     page.get_by_role("button", name="Answer").click()
     page.get_by_text("ended by itself").or_(page.get_by_text("cut at")).nth(1).wait_for()
 
