@@ -113,6 +113,16 @@ def test_the_pages_lead_to_each_other(chromium: Any, address: str) -> None:
 # --- runs ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("width", [1200, 400])
+def test_on_a_phone_the_parts_of_a_row_stand_below_each_other(width: int, chromium: Any, address: str) -> None:
+    with tab(chromium, width=width) as page:
+        show(page, address, "titles")
+        for table in (page.locator("table.runs"), page.locator("table.stages")):
+            table.wait_for()
+            assert table.locator("thead").is_visible() == (width == 1200)
+            assert table.evaluate("each => each.scrollWidth <= each.parentElement.clientWidth")
+
+
 def test_the_table_says_how_each_run_stands(chromium: Any, address: str) -> None:
     with tab(chromium) as page:
         page.goto(address)
