@@ -8,6 +8,7 @@ import importlib.util
 import itertools
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,10 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 
 
 def pytest_configure() -> None:
-    """Write in memory where there is room: each of thousands of files that takes another's place would wait for the disk."""
+    """Hear interrupts, and write in memory where there is room."""
+    # Who is started in the background by a script ignores them, and so would everything that tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Each of thousands of files that takes another's place would wait for the disk.
     memory = Path("/dev/shm")
     if memory.is_dir():
         room = os.statvfs(memory)

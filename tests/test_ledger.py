@@ -203,6 +203,26 @@ def test_threads_of_two_processes_keep_to_one_budget(tmp_path: Path) -> None:
     assert 0.0095 < row.cost <= 0.01 or row.calls == 700
 
 
+def test_several_may_begin_an_account_at_once(tmp_path: Path) -> None:
+    """SQLite does not wait by itself where two put a new file into the mode in which others may read while one writes."""
+    gate, failed = threading.Barrier(4), list[Exception]()
+
+    def begin() -> None:
+        for number in range(60):
+            gate.wait()
+            try:
+                Ledger(tmp_path / f"{number}.sqlite", "part").close()
+            except InputError as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=begin) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+
+
 def test_an_account_that_cannot_be_kept_stops_the_calls(tmp_path: Path) -> None:
     path = tmp_path / "calls.sqlite"
     path.write_bytes(b"no database, " * 1000)

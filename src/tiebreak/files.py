@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,8 @@ from tiebreak.progress import first_process
 from tiebreak.records import InputError
 
 R = TypeVar("R", bound=BaseModel)
+WAIT = 60.0
+"""Seconds that a process waits for another one's turn at a database."""
 
 
 def read_jsonl(path: Path, record: type[R]) -> Iterator[R]:
@@ -132,3 +136,24 @@ def grew(path: Path, earlier: str) -> bool:
     """Tell whether lines were appended to a file since its digest was taken, and nothing else."""
     size = int(earlier.partition(":")[0])
     return path.exists() and path.stat().st_size > size and digest(path, size) == earlier
+
+
+def database(path: Path | None) -> sqlite3.Connection:
+    """Open an SQLite file, or one in memory, that threads and processes write to at once. Raises sqlite3.Error.
+
+    A write that is in the log outlives the process, though perhaps not a power cut; nothing is flushed for it.
+    """
+    file = sqlite3.connect(path or ":memory:", timeout=WAIT, isolation_level=None, check_same_thread=False)
+    until = time.monotonic() + WAIT
+    while True:
+        try:
+            file.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            # The one statement for which SQLite does not wait, where another process makes the same change to a new file.
+            if "locked" not in str(error) or time.monotonic() > until:
+                file.close()
+                raise
+            time.sleep(0.01)
+    file.execute("PRAGMA synchronous = NORMAL")
+    return file

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from tiebreak.files import database
 from tiebreak.recipe import Price
 from tiebreak.records import InputError
 from tiebreak.samplers import CallError
@@ -81,7 +82,7 @@ class Ledger:
         self._changed = threading.Condition()
         self._in_flight = 0
         with self._writing():
-            self._file = _open(path)
+            self._file = database(path)
             self._file.execute(
                 "CREATE TABLE IF NOT EXISTS parts (name TEXT PRIMARY KEY, calls INTEGER, failed INTEGER, cached INTEGER,"
                 " prompt_tokens INTEGER, tokens INTEGER, cost INTEGER, estimated INTEGER)"
@@ -175,11 +176,3 @@ def spent(path: Path) -> dict[str, Spent]:
 def dollars(amount: float) -> str:
     """Write an amount to the cent, and a small one to three digits."""
     return f"${amount:.2f}" if amount >= 1 or round(amount, 2) == amount else f"${amount:.3g}"
-
-
-def _open(path: Path | None) -> sqlite3.Connection:
-    file = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False)
-    # A write that is in the log outlives the process, though perhaps not a power cut; nothing is flushed for it.
-    file.execute("PRAGMA journal_mode = WAL")
-    file.execute("PRAGMA synchronous = NORMAL")
-    return file
