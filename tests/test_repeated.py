@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,31 @@ def test_the_settings_of_trials_and_variants_stand_beside_their_numbers(tmp_path
     assert list(table.columns) == ["variant", "train.beta", "train.lora", "mixed", "model", "own"]
     assert list(table.rows[0][:5]) == ["0", Cell("0.1", value=0.1), None, "true", None]
     assert list(table.rows[1][:5]) == ["1", Cell("1e-06", value=1e-6), None, None, "<b>gpt2</b>"]
+
+
+def test_a_search_says_what_it_came_to_and_shows_what_differs(tmp_path: Path) -> None:
+    """A key that is the same in all trials has no column and no chart, and the number on top is the winner's."""
+    own = [{"train.beta": beta, "train.epochs": 1} for beta in (0.1, 0.3)]
+    rows = [
+        Row(name=f"trial {at}", path=f"trials/{at}", settings=each, numbers={"win_rate": rate(0.6)})
+        for at, each in enumerate(own)
+    ]
+    rows.append(Row(name="winner", path="winner", settings=own[1], numbers={"win_rate": rate(0.55, 40)}))
+    importance = {"train.beta": 0.9, "train.epochs": 0.1}
+    loop = Loop(
+        kind="trials", sentence="Trial 1 is the best of 2. The winner has 55 %.", best="trial 1", rows=tuple(rows),
+        settings={"objective": "win_rate", "importance": importance},
+    )  # fmt: skip
+    charts, (table,) = repeated(run := put(tmp_path, loop))
+    assert [chart.drawing.name for chart in charts] == ["trials_importance", "trials_train_beta"]
+    assert "train.epochs" not in table.columns
+    assert "train.epochs" not in charts[0].drawing.inline
+    assert table.note.startswith("In grey: 95 % intervals. All have train.epochs 1. Trial 1")
+    report(run)
+    page = run.report_html.read_text(encoding="utf-8")
+    assert "<h1>Trial 1 is the best of 2.</h1>" in page
+    assert re.search(r"55.%</dd>", page)
+    assert "not finished" not in page
 
 
 # --- the curve -----------------------------------------------------------------------------------------------------

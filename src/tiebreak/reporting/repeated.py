@@ -96,12 +96,27 @@ def repeated(run: Run) -> tuple[list[Chart], list[Table]]:
     return list(charts), [_table(loop)]
 
 
+def of_loop(loop: Loop) -> list[tuple[str, str, str]]:
+    """Return how many children there are, and what the one that was taken came to, as (name, value, note)."""
+    tried, taken = ([row for row in loop.rows if (row.path == row.name) == own] for own in (False, True))
+    numbers: list[tuple[str, str, str]] = [(loop.kind, f"{len(tried):,}", f"the best is {loop.best}" if loop.best else "")]
+    key = str(loop.settings.get("objective"))
+    for row in taken:
+        if found := Estimate.of(row.numbers.get(key)):
+            note = f"95 % interval {found.between}, n = {found.n:,}, on prompts that no other saw"
+            numbers.append((f"{MEASURES.get(key, key).lower()}, {row.name}", found.text, note))
+    return numbers
+
+
 def _trials(loop: Loop) -> Iterator[Chart]:
     """Yield the charts of a search, of its trials and not of the winner, which other prompts measure."""
     key = str(loop.settings.get("objective"))
     points = [(row.settings, found) for row in loop.rows if row.path != row.name and (found := Estimate.of(row.numbers.get(key)))]
+    same = _same(loop.rows)
+    points = [({name: value for name, value in settings.items() if name not in same}, found) for settings, found in points]
+    importance = {name: share for name, share in (loop.settings.get("importance") or {}).items() if name not in same}
     if points:
-        yield from of_trials(MEASURES.get(key, key), points, loop.settings.get("importance") or {}, half=key in COINS)
+        yield from of_trials(MEASURES.get(key, key), points, importance, half=key in COINS)
 
 
 def _courses(rows: Sequence[Row]) -> Iterator[Chart]:
@@ -162,7 +177,8 @@ def course(
 
 def _table(loop: Loop) -> Table:
     """Return the table of all children: in what they differ, what they were trained on, every number, cost and notes."""
-    keys = list(dict.fromkeys(key for row in loop.rows for key in row.settings))
+    same = _same(loop.rows)
+    keys = [key for key in dict.fromkeys(key for row in loop.rows for key in row.settings) if key not in same]
     known = list(dict.fromkeys([*MEASURES, *(key for row in loop.rows for key in row.numbers)]))
     measures = [key for key in known if any(Estimate.of(row.numbers.get(key)) for row in loop.rows)]
     told = {
@@ -181,8 +197,15 @@ def _table(loop: Loop) -> Table:
         line += [", ".join(row.notes) or None] * told["notes"]
         rows.append(line)
     note = "In grey: 95 % intervals. " if measures else ""
+    note += f"All have {', '.join(f'{key} {value}' for key, value in same.items())}. " if same else ""
     names = {"pairs": "training pairs", "cost": "cost", "notes": "notes"}
     return Table(loop.kind, [*heads, *(names[key] for key, shown in told.items() if shown)], rows, f"{note}{loop.sentence}")
+
+
+def _same(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the settings that are the same in all of several rows, and so tell nothing apart."""
+    first, others = rows[0].settings, [row.settings for row in rows[1:]]
+    return {key: value for key, value in first.items() if others and all(key in own and own[key] == value for own in others)}
 
 
 def _setting(settings: Mapping[str, Any], key: str) -> Value:

@@ -31,7 +31,7 @@ from tiebreak.reporting.figures import Cell, Chart, Table, Value, leading, write
 from tiebreak.reporting.funnel import funnel, funnel_table
 from tiebreak.reporting.meetings import read_meetings
 from tiebreak.reporting.reading import to_read
-from tiebreak.reporting.repeated import read_loop, repeated
+from tiebreak.reporting.repeated import of_loop, read_loop, repeated
 from tiebreak.reporting.results import (
     agreeing,
     before_after,
@@ -154,23 +154,26 @@ def _page(values: dict[str, Any]) -> str:
 def _headline(run: Run, summary: dict[str, Any]) -> tuple[str, str]:
     if summary:
         return summary["verdict"]["word"], summary["verdict"]["sentence"].replace(" %", "\u00a0%")
-    loop, skipped = read_loop(run), run.counts("train").get("skipped")
-    if skipped or (loop and not loop.rows):  # the first of several rounds
-        return "not trained", loop.sentence if loop else f"The model was not trained: {str(skipped).rstrip('.')}."
+    if loop := read_loop(run):  # rounds that came to nothing, or trials, which have verdicts of their own
+        first = loop.sentence.replace(" %", "\u00a0%").split(". ")[0].rstrip(".")
+        return (loop.kind, f"{first}.") if loop.rows else ("not trained", loop.sentence)
+    if skipped := run.counts("train").get("skipped"):
+        return "not trained", f"The model was not trained: {str(skipped).rstrip('.')}."
     owed = [stage for stage in run.stages[:-1] if run.state(stage) != "done"]
     if owed not in ([], ["evaluate"]):
         return "not finished", f"This run is not finished: {owed[0]} is {run.state(owed[0])}."
     why = "the recipe has no evaluate section" if run.recipe.evaluate is None else f"evaluate is {run.state('evaluate')}"
-    if run.recipe.train is not None:
-        return "not compared", f"The model was trained, but not compared with its base: {why}."
-    if run.recipe.evaluate is not None:
-        return "not compared", f"The models were not compared: {why}."
+    if run.recipe.train is not None or run.recipe.evaluate is not None:
+        trained = "The model was trained, but not compared with its base"
+        return "not compared", f"{trained if run.recipe.train is not None else 'The models were not compared'}: {why}."
     usable = run.counts("pair").get("train", {}).get("usable", 0)
     return "pairs made", f"{usable:,} preference pairs to train on; nothing was trained, as the recipe says."
 
 
 def _numbers(run: Run, summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the numbers at the top as (name, value, note)."""
+    if not summary and (loop := read_loop(run)) and loop.rows:
+        return [*of_loop(loop), ("cost", *_cost(run))]
     numbers, (model, against), rate = [], headline_of(summary), summary.get("win_rate") or {}
     if run.recipe.train is not None or run.recipe.evaluate is not None:
         won = ("–", "not measured")
