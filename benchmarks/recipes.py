@@ -1,4 +1,4 @@
-"""Run the recipes on real pretrained models and real data, and print what they learned about held-out pairs.
+"""Run the recipes on real pretrained models and real data, and as they are offline; print what they learned in how long.
 
     python benchmarks/recipes.py --models DIR --data DIR [--out DIR] [--only NAME…]
 
@@ -49,6 +49,11 @@ CASES = {
     "titles, at the recipe's rate": Case(f"{TITLES} train.learning_rate=1.0e-6"),
     "titles, at ten times that": Case(f"{TITLES} train.learning_rate=1.0e-5"),
     "truthful, best of a grid of eight": Case(TRUTHFUL, "winner"),
+    **{
+        f"offline, {name}": Case(f"run {name} --profile offline")
+        for name in ("youtube-titles", "legal-flan-t5", "human-like", "lima-judge-vs-pairrm")
+    },
+    "offline, truthful-qwen": Case("search truthful-qwen --profile offline", "winner"),
 }
 HEADS = ("case", "pairs of attempted", "reward accuracy", "win rate over base", "seconds")
 
@@ -78,7 +83,7 @@ def row(name: str, result: Path, seconds: float) -> str:
     """Return a case's line of the table; `seconds` are of this start."""
     pairs = json.loads((result / "manifest.json").read_text())["stages"]["pair"]["counts"]["train"]
     summary = json.loads((result / "eval" / "summary.json").read_text())
-    accuracy = (summary["held_out_pairs"] or {}).get("accuracy")
+    accuracy = (summary.get("held_out_pairs") or {}).get("accuracy")
     cells = [
         f"{pairs['usable']} of {pairs['attempted']}",
         estimate(accuracy),
