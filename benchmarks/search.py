@@ -1,4 +1,4 @@
-"""Search the demo's settings, once through and once killed twice, and print what docs/search.md quotes.
+"""Search the demo's settings, once through and once killed twice, and print both.
 
     python benchmarks/search.py [RUN_DIR] [KEY=VALUE…]
 

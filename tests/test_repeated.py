@@ -146,6 +146,12 @@ def test_a_search_says_what_it_came_to_and_shows_what_differs(tmp_path: Path) ->
     assert "not finished" not in page
 
 
+def test_a_search_under_way_is_not_finished(tmp_path: Path) -> None:
+    run = put(tmp_path, Loop(kind="trials", rows=(Row(name="trial 1", path="trials/1", settings={"train.beta": 0.1}),)))
+    report(run)
+    assert "<h1>This run is not finished: prepare is owed.</h1>" in run.report_html.read_text(encoding="utf-8")
+
+
 # --- the curve -----------------------------------------------------------------------------------------------------
 
 

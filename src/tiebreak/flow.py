@@ -52,7 +52,10 @@ FLOW: dict[str, Made] = {
 
 
 def without_operational(value: Any, *, defaults: bool = True) -> Any:
-    """Return a part of the recipe as JSON has it, less what changes only how fast the work goes, and less its defaults."""
+    """Return a part of the recipe as JSON has it, less what changes only how fast the work goes.
+
+    Without `defaults`, also less the keys that say no more than their default.
+    """
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json", exclude_defaults=not defaults)
     if isinstance(value, dict):

@@ -31,7 +31,7 @@ from tiebreak.reporting.figures import Cell, Chart, Table, Value, leading, write
 from tiebreak.reporting.funnel import funnel, funnel_table
 from tiebreak.reporting.meetings import read_meetings
 from tiebreak.reporting.reading import to_read
-from tiebreak.reporting.repeated import of_loop, read_loop, repeated
+from tiebreak.reporting.repeated import Loop, of_loop, read_loop, repeated
 from tiebreak.reporting.results import (
     agreeing,
     before_after,
@@ -58,8 +58,8 @@ MOST_POINTS = 300
 
 def report(run: Run) -> Counts:
     """Write `report.html` and `figures/` from whatever the other stages left; raise InputError on a broken file."""
-    summary = read_json(run.summary_json) if run.summary_json.exists() else {}
-    word, sentence = _headline(run, summary)
+    summary, loop = run.summary, read_loop(run)
+    word, sentence = _headline(run, summary, loop)
     met, audit, steps, trusted = read_meetings(run), _audit(run), funnel(run, summary), trust(run)
     findings = audit.findings if audit else ()
     compared, results = before_after(summary, met.rows)
@@ -91,7 +91,7 @@ def report(run: Run) -> Counts:
         "sentence": sentence,
         "qualified": [*qualifications(summary), *_found(findings)],
         "skipped": run.counts("train").get("skipped"),
-        "numbers": _numbers(run, summary),
+        "numbers": _numbers(run, summary, loop),
         "finished": _finished(run),
         "funnel": steps,
         "courses": courses,
@@ -151,10 +151,10 @@ def _page(values: dict[str, Any]) -> str:
 # --- the answer ----------------------------------------------------------------------------------------------------
 
 
-def _headline(run: Run, summary: dict[str, Any]) -> tuple[str, str]:
+def _headline(run: Run, summary: dict[str, Any], loop: Loop | None) -> tuple[str, str]:
     if summary:
         return summary["verdict"]["word"], summary["verdict"]["sentence"].replace(" %", "\u00a0%")
-    if loop := read_loop(run):  # rounds that came to nothing, or trials, which have verdicts of their own
+    if loop and loop.sentence:  # rounds that came to nothing, or trials, which have verdicts of their own
         first = loop.sentence.replace(" %", "\u00a0%").split(". ")[0].rstrip(".")
         return (loop.kind, f"{first}.") if loop.rows else ("not trained", loop.sentence)
     if skipped := run.counts("train").get("skipped"):
@@ -170,9 +170,9 @@ def _headline(run: Run, summary: dict[str, Any]) -> tuple[str, str]:
     return "pairs made", f"{usable:,} preference pairs to train on; nothing was trained, as the recipe says."
 
 
-def _numbers(run: Run, summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _numbers(run: Run, summary: dict[str, Any], loop: Loop | None) -> list[tuple[str, str, str]]:
     """Return the numbers at the top as (name, value, note)."""
-    if not summary and (loop := read_loop(run)) and loop.rows:
+    if not summary and loop and loop.rows:
         return [*of_loop(loop), ("cost", *_cost(run))]
     numbers, (model, against), rate = [], headline_of(summary), summary.get("win_rate") or {}
     if run.recipe.train is not None or run.recipe.evaluate is not None:
