@@ -49,8 +49,9 @@ TRL = {
     "TRL": {"gradient_checkpointing": False},
     "TRL as it comes": {"gradient_checkpointing": True},
     "TRL, reference first": {"gradient_checkpointing": False, "precompute_ref_log_probs": True},
+    "TRL, reference first, our products": {"gradient_checkpointing": False, "precompute_ref_log_probs": True},
 }
-OURS, PLAIN = "tiebreak", "two passes, two models"
+OURS, CHECKPOINTED, PLAIN = "tiebreak", "tiebreak, checkpointing", "two passes, two models"
 LEARNING_RATE, CURVE_LEARNING_RATE = 1e-6, 1e-5
 
 
@@ -163,15 +164,22 @@ def work(pairs: Sequence[PairIds], model: Any) -> tuple[int, float]:
     return tokens, 2.0 * (linear * tokens + head.weight.numel() * predicting) + 4.0 * visible * width * config.num_hidden_layers
 
 
+FAST = "fp32 in oneDNN"
+
+
 def product_rates(config: Any, device: Any) -> dict[str, dict[str, float]]:
-    """Return FLOP/s of matrix products by precision and shape: the best within a second."""
+    """Return FLOP/s of matrix products by kind and shape, the best within a second: PyTorch's, then tiebreak's in fp32."""
     import torch
     from torch.nn.functional import linear
+
+    from tiebreak import models
 
     large = 8192 if device.type == "cuda" else 2048
     shapes = [(1024, config.hidden_size, config.intermediate_size), (1024, config.intermediate_size, config.hidden_size)]
     rates: dict[str, dict[str, float]] = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), (FAST, torch.float32)):
+        if name == FAST and not models.fast_products():
+            break
         rates[name] = {}
         for rows, inner, columns in [*shapes, (large, large, large)]:
             inputs = torch.randn(rows, inner, dtype=dtype, device=device)
@@ -345,7 +353,7 @@ def ours(job: Job, model: Any, tokenizer: Any, rows: list[Any], *, batch: int, m
     from tiebreak.training.trainer import PreferenceConfig, PreferenceTrainer
 
     meter.watch(model)
-    args = PreferenceConfig(**arguments(job, batch))
+    args = PreferenceConfig(**arguments(job, batch, gradient_checkpointing=job.side == CHECKPOINTED))
     return PreferenceTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer)
 
 
@@ -440,6 +448,8 @@ def measure_speed(job: Job) -> dict[str, Any]:
     rows, pairs, facts = draw(job, tokenizer, encoder_decoder=seq2seq)
     before_loading = resident()
     model = models.load_model(named(job), torch.float32)
+    if job.side in TRL and not job.side.endswith("our products"):
+        torch.set_float32_matmul_precision("highest")  # as PyTorch comes; a trainer of ours, and loading, may change it
     batches = [pairs[at : at + batch] for at in range(0, len(pairs), batch)]
     trees = [work(one, model) for one in batches] if job.side == OURS and not seq2seq else []
     flops = {"flops": [3 * each for _, each in trees], "reference_flops": work(pairs, model)[1] if trees else 0.0}
@@ -447,10 +457,10 @@ def measure_speed(job: Job) -> dict[str, Any]:
         before_training = resident()
         seen = two_passes(job, model, pairs, batch, meter)
     else:
-        trainer = (ours if job.side == OURS else trl)(job, model, tokenizer, rows, batch=batch, meter=meter)
+        trainer = (trl if job.side in TRL else ours)(job, model, tokenizer, rows, batch=batch, meter=meter)
         before_training = resident()
         seen = train(trainer, meter)
-        if job.side == OURS and not meter.before["tokens"]:
+        if job.side not in TRL and not meter.before["tokens"]:
             sys.exit("benchmark: the reference was not computed in this process; its time would be missing")
     if job.side in TRL:  # its pass is in the constructor, or in each step; the rest is not held against it
         seen |= {"once": 0.0, "reference": meter.spent["reference"]}
@@ -565,12 +575,18 @@ def pairs_per_second(run: Run, epochs: int) -> float:
 
 
 def efficiency(run: Run) -> list[str]:
-    """Return what share of the best product rate the tree's FLOPs reached: in steps, without AdamW, in a first epoch."""
-    rate = max(run["rates"][run["precision"]].values())
+    """Return the tree's FLOPs over a product rate: of steps, without AdamW, of a first epoch, and of steps over the best."""
+    rates = {kind: max(of_shape.values()) for kind, of_shape in run["rates"].items()}
+    rate = rates[run["precision"]]
+    best = max(rate for kind, rate in rates.items() if kind.startswith(run["precision"]))
     steps, flops = run["step"][1:], sum(run["flops"][1:])
     a_pair = flops / (run["batch"] * len(steps)) + run["reference_flops"] / run["pairs"]
-    seconds = [sum(step["seconds"] for step in steps), sum(step["forward"] + step["backward"] for step in steps)]
-    return [f"{flops / each / rate:.0%}" for each in seconds] + [f"{a_pair * pairs_per_second(run, 1) / rate:.0%}"]
+    whole, inner = (sum(step["seconds"] for step in steps), sum(step["forward"] + step["backward"] for step in steps))
+    return [
+        *(f"{flops / each / rate:.0%}" for each in (whole, inner)),
+        f"{a_pair * pairs_per_second(run, 1) / rate:.0%}",
+        f"{flops / whole / best:.0%}",
+    ]
 
 
 def spread(values: Sequence[float]) -> str:
@@ -613,8 +629,9 @@ reference's pass over the drawn pairs (once), and what is paid once for all pair
 reference's log-probs before it trains; "TRL as it comes" checkpoints gradients, which is its default.
 Step times are medians with quartiles; peer/own compares them batch by batch. Tokens per pair are all that the models
 were given while training, with padding, and with TRL's reference where it runs in each step. Peak GB is that of the
-process, own GB is without what it held before the model was loaded. Efficiency is the tree's FLOPs over the best
-product rate above, in the steps and in a first epoch with its reference.
+process, own GB is without what it held before the model was loaded. Efficiency is the tree's FLOPs over PyTorch's best
+product rate in this precision, in the steps and in a first epoch with its reference; it may pass 100 % where tiebreak
+has fp32 products done by oneDNN, whose rate is the last column's. "Our products" gives TRL these, too.
 """
 
 
@@ -625,16 +642,24 @@ def print_speed(runs: list[Run], epochs: int) -> None:
     cases = {case: {side: settled(same) for side, same in both.items()} for case, both in sides.items()}
     rates = ["pairs/s, first epoch", f"pairs/s over {epochs} epochs", "step time, peer/own", "peak GB"]
     table(
-        ["workload", "precision", "peer", *rates],
+        ["workload", "precision", "own", "peer", *rates],
         (
-            [*case, side, *compared(both[OURS], run, epochs)]
+            [*case, own, side, *compared(both[own], run, epochs)]
             for case, both in cases.items()
             for side, run in both.items()
-            if side != OURS
+            for own in (OURS, CHECKPOINTED)
+            if side not in (OURS, CHECKPOINTED) and (own == OURS or ("as it comes" in side and own in both))
         ),
     )
     table(
-        ["workload", "precision", "efficiency, steps", "forward and backward alone", "with the reference, first epoch"],
+        [
+            "workload",
+            "precision",
+            "efficiency, steps",
+            "forward and backward alone",
+            "with the reference, first epoch",
+            "steps, of the best rate",
+        ],
         ([*case, *efficiency(both[OURS])] for case, both in cases.items() if both[OURS]["rates"]),
     )
     parts = ["side", "steps x pairs (runs)", "s per step", "forward", "backward", "optimiser", "reference s"]
@@ -646,8 +671,9 @@ def print_speed(runs: list[Run], epochs: int) -> None:
         own = both[OURS]
         trees = f"; the trees hold {sum(own['tree_tokens']) / own['pairs']:.0f} tokens per pair" if own["tree_tokens"] else ""
         print(f"{', '.join(case)}: {own['pairs']} of {own['usable']} usable pairs ({own['cut']} of these cut to fit){trees}.")
-        for shape, rate in (own["rates"].get(own["precision"]) or {}).items():
-            print(f"  {shape}: {rate / 1e9:.0f} GFLOP/s")
+        for kind, of_shape in own["rates"].items():
+            for shape, rate in of_shape.items() if kind.startswith(own["precision"]) else ():
+                print(f"  {kind}, {shape}: {rate / 1e9:.0f} GFLOP/s")
     print(NOTES)
 
 
@@ -733,11 +759,12 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
             seeds = range(options.seed, options.seed + options.seeds)
             yield from (replace(some, side=side, seed=seed) for seed in seeds for side in ("grouped", "shuffled"))
         else:
-            peers = [PLAIN] if part == "t5" else [*TRL] if options.peer == "trl" else []
+            peers = [PLAIN] if part == "t5" else [CHECKPOINTED, *TRL] if options.peer == "trl" else []
             for workload, precision in ((w, p) for w in options.workload for p in options.precision):
                 one = replace(some, workload=workload, precision=precision)
                 for peer in peers * options.rounds:
-                    yield from (one, replace(one, side=peer))
+                    if not (precision == "bf16" and peer.endswith("our products")):  # they are of fp32
+                        yield from (one, replace(one, side=peer))
                 if not peers:
                     yield from [one] * options.rounds
 

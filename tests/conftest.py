@@ -9,7 +9,7 @@ import itertools
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +36,39 @@ def missing(reason: str) -> None:
     pytest.skip(reason)
 
 
+MODELS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tiebreak" / "models"
+"""Where the embedded model, which takes long to convert, is found again: all that tests share with the user's cache."""
+
+
 @pytest.fixture(scope="session")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """New folders, one a test; mktemp would look through those of all tests before."""
-    folder = tmp_path_factory.mktemp("caches")
-    return (folder / str(at) for at in itertools.count())
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return what makes a new folder for caches; mktemp would look through those of all tests before."""
+    folder, numbers = tmp_path_factory.mktemp("caches"), itertools.count()
+
+    def make(*, with_models: bool) -> Path:
+        cache = folder / str(next(numbers))
+        cache.mkdir()
+        if with_models:
+            (cache / "tiebreak").mkdir()
+            MODELS.mkdir(parents=True, exist_ok=True)
+            (cache / "tiebreak" / "models").symlink_to(MODELS)
+        return cache
+
+    return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache_of_fixtures(caches: Callable[..., Path]) -> Iterator[None]:
+    """Keep what wider fixtures cache out of the user's cache, and out of them what is there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(caches(with_models=True)))
+        yield
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(request: pytest.FixtureRequest, caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what tests cache out of the user's cache, but for the embedded model, which takes long to convert."""
-    if "smollm2" not in request.fixturenames:
-        folder = next(caches)
-        folder.mkdir()
-        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+def _own_cache(request: pytest.FixtureRequest, caches: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches(with_models="smollm2" in request.fixturenames)))
 
 
 @pytest.fixture(scope="session", autouse=True)

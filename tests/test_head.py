@@ -30,7 +30,7 @@ def whole(layer: torch.nn.Linear, hidden: torch.Tensor, added: torch.Tensor | No
     return (logits if added is None else logits + added).log_softmax(-1)
 
 
-@pytest.fixture(params=[1 << 25, 7 * VOCABULARY], ids=["one chunk", "six chunks"])
+@pytest.fixture(params=[1 << 27, 4 * 7 * VOCABULARY], ids=["one chunk", "six chunks"])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(head, "CHUNK", request.param)
     monkeypatch.setattr(head, "SLICE", 3 * VOCABULARY)
@@ -82,30 +82,30 @@ def test_under_autocast_sums_stay_in_fp32() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Notes the largest tensor that any operation makes."""
+    """Notes the bytes of the largest tensor that any operation makes."""
 
-    elements = 0
+    bytes = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         for one in out if isinstance(out, tuple | list) else [out]:
             if isinstance(one, torch.Tensor):
-                self.elements = max(self.elements, one.numel())
+                self.bytes = max(self.bytes, one.nbytes)
         return out
 
 
 @pytest.mark.parametrize("kind", [torch.nn.Linear, OtherLinear])
 @pytest.mark.parametrize("low", [False, True], ids=["fp32", "bf16"])
 def test_memory_follows_the_chunk(kind: type[torch.nn.Linear], low: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "CHUNK", 5000)
+    monkeypatch.setattr(head, "CHUNK", 20_000)
+    monkeypatch.setattr(head, "SLICE", 2 * VOCABULARY)
     last, hidden = layer(kind, bias=False), torch.randn(STATES, WIDTH, requires_grad=True)
     with Largest() as seen, torch.autocast("cpu", torch.bfloat16, enabled=low):
         token_logps(last, hidden, SOURCE, LABELS).sum().backward()
-    assert seen.elements == 5000
-    assert seen.elements < STATES * VOCABULARY / 2
+    assert seen.bytes == 20_000
     with Largest() as seen:
         whole(last, hidden, None)[SOURCE, LABELS].sum().backward()
-    assert seen.elements == STATES * VOCABULARY
+    assert seen.bytes == 4 * STATES * VOCABULARY > 2 * 20_000
 
 
 def test_a_layer_is_itself_again() -> None:

@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -269,3 +269,62 @@ def test_the_builtin_model(smollm2: Path) -> None:
     assert text(tokenizer, models.end_ids(tokenizer)) == "<|im_end|>"
     assert text(tokenizer, models.prompt_ids(tokenizer, USER)).endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert text(tokenizer, models.completion_ids(tokenizer, "Yes")) == "Yes<|im_end|>"
+
+
+# --- fp32 products -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plainly() -> Iterator[None]:
+    """Begin as PyTorch comes, and leave everything as it was."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def of_a_cpu(monkeypatch: pytest.MonkeyPatch, **more: object) -> None:
+    able = {"cpu_name": "AMD EPYC", "avx512_f": True, "amx_tile": False} | more
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 96, 300])
+@pytest.mark.parametrize("inner", [64, 576, 1536])
+def test_fast_products_are_fp32(rows: int, inner: int) -> None:
+    models.fast_products()
+    left, right = torch.randn(3, rows, inner), torch.randn(3, inner, 200)
+    exact, size = left.double() @ right.double(), left.double().abs() @ right.double().abs()
+    unit = 2.0**-24
+    for one in (left @ right, torch.stack([a @ b.mT.contiguous().mT for a, b in zip(left, right, strict=True)])):
+        assert ((one - exact).abs() / size).max() < inner**0.5 * unit * 4
+    halved = left.bfloat16().float() @ right.bfloat16().float()
+    assert ((halved - exact).abs() / size).max() > inner**0.5 * unit * 40, "what would not be seen here is no test"
+
+
+@pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize("other", [{"cpu_name": "Intel(R) Xeon(R)"}, {"amx_tile": True}, {"avx512_f": False}], ids=str)
+def test_products_stay_as_they_are_elsewhere(other: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    of_a_cpu(monkeypatch, **other)
+    assert not models.fast_products.__wrapped__()
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.usefixtures("plainly")
+def test_products_that_would_be_rounded_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_a_cpu(monkeypatch)
+    exact = torch.Tensor.__matmul__
+
+    def rounding(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        low = left.is_floating_point() and torch.get_float32_matmul_precision() == "medium"
+        return exact(left.bfloat16().float(), right.bfloat16().float()) if low else exact(left, right)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounding)
+    assert not models.fast_products.__wrapped__()
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.usefixtures("plainly")
+def test_what_a_program_has_set_itself_stays() -> None:
+    torch.set_float32_matmul_precision("high")
+    assert not models.fast_products.__wrapped__()
+    assert torch.get_float32_matmul_precision() == "high"

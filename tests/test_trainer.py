@@ -305,7 +305,10 @@ def test_padded_rows_train_as_trees_do(tiny: Path, tmp_path: Path) -> None:
     assert tree.engine.mode == padded.engine.mode == "tree"
     padded.engine.mode = "padded"
     padded.train()
-    torch.testing.assert_close(logged(padded), logged(tree), atol=1e-5, rtol=1e-5)
+    # Which of two equal rewards is the larger is a matter of rounding, so the first step ranks no pairs.
+    unranked = tuple(name for name in LOGGED if name != "rewards/accuracies")
+    torch.testing.assert_close(logged(padded, unranked), logged(tree, unranked), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logged(padded)[1:], logged(tree)[1:], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["whole model", "adapter"])

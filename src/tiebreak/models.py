@@ -216,6 +216,7 @@ def load_model(model: Model, dtype: torch.dtype, *, in_4bit: bool = False) -> Pr
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    fast_products()
     name, options = locate(model)
     if (Path(name) / ADAPTER).is_file():
         return _load_adapter(model, dtype, in_4bit=in_4bit)
@@ -229,6 +230,27 @@ def load_model(model: Model, dtype: torch.dtype, *, in_4bit: bool = False) -> Pr
         # On a CPU, a pass without gradients packs the weights so that none ever go through them again (bitsandbytes 0.50).
         layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return loaded
+
+
+@lru_cache
+def fast_products() -> bool:
+    """Let oneDNN do fp32 matrix products on an AMD CPU with AVX-512, and tell whether it does: in half MKL's time.
+
+    PyTorch asks MKL, which uses no AVX-512 on AMD, unless bf16 is allowed inside fp32 products. oneDNN has kernels that
+    make use of that for AMX alone, so its products stay fp32; one is tried out, and where it is rounded, nothing changes.
+    """
+    import torch
+
+    able, before = torch.cpu.get_capabilities(), torch.get_float32_matmul_precision()
+    amd = "AMD" in str(able.get("cpu_name")) and able.get("avx512_f") and not able.get("amx_tile")
+    if not amd or device().type != "cpu" or before != "highest":
+        return False
+    odd, small = 257 + torch.arange(256 * 256).reshape(256, 256) % 7, torch.arange(256 * 256).reshape(256, 256) % 3
+    torch.set_float32_matmul_precision("medium")
+    if torch.equal((odd.float() @ small.float()).long(), odd @ small):  # bf16 has no room for 257
+        return True
+    torch.set_float32_matmul_precision(before)
+    return False
 
 
 def has_bf16(device: torch.device) -> bool:

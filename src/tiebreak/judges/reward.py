@@ -160,6 +160,7 @@ def load_scorer(model: Model, architecture: Any, **options: Any) -> PreTrainedMo
     """
     name, where = models.locate(model)
     wanted: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    models.fast_products()
     with models.loading(model):
         loaded, info = architecture.from_pretrained(name, **wanted, **where, **options)
     if lacking := sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}):

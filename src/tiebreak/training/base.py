@@ -92,6 +92,7 @@ class TreeTrainer(Trainer):
         self.args = args
         name = model if isinstance(model, str) else model.config._name_or_path
         policy: Any = models.load_model(Model(name_or_path=name), torch.float32) if isinstance(model, str) else model
+        models.fast_products()
         tokenizer = processing_class or models.load_tokenizer(Model(name_or_path=name))
         if args.disable_dropout:
             disable_dropout(policy)
@@ -270,7 +271,7 @@ class TreeTrainer(Trainer):
         """Run a batch row by row, each row forward and backward."""
         with gradients_in_place(self.accelerator.distributed_type == DistributedType.NO):
             loss = self._rows_step(model, inputs, num_items_in_batch)
-        if self.args.device.type == "cpu" and self.state.global_step % TRIM_EVERY == 0:
+        if self.args.device.type == "cpu" and self.state.global_step % TRIM_EVERY == TRIM_EVERY - 1:
             give_back_memory()
         return loss
 

@@ -15,11 +15,12 @@ from torch.utils.checkpoint import checkpoint
 Answer = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 """What stands in for an output layer: takes the layer and its hidden states."""
 
-CHUNK = 1 << 24
-"""Logits that exist at once: 64 MiB in fp32, whatever the vocabulary."""
-SLICE = 1 << 20
-"""Logits that elementwise work takes at once, so that they stay in a processor's cache."""
-_in_place = ContextVar("in_place", default=False)
+CHUNK = 1 << 26
+"""Bytes of logits that exist at once, whatever the vocabulary."""
+SLICE, WORDS = 1 << 20, 1 << 11
+"""Logits, and rows of a vocabulary's gradient, that elementwise work takes at once, to stay in a processor's cache."""
+_in_place: ContextVar[dict[int, torch.Tensor] | None] = ContextVar("in_place", default=None)
+"""Where gradients are added in place: the output layers' weights that were cast, by identity."""
 
 
 @contextmanager
@@ -27,18 +28,28 @@ def gradients_in_place(allowed: bool = True) -> Iterator[None]:
     """Let output layers and `embedded` add to their weights' `grad` themselves, in the backward passes of what runs here.
 
     A vocabulary's gradient is the largest there is: autograd would make it twice for every row, once for each end of
-    the model, and add it up. Only for `backward()`, and not where hooks wait for gradients, as DDP's and FSDP's do.
+    the model, and add it up. So are its weights, which are cast once for all rows: they must not change meanwhile.
+    Only for `backward()`, and not where hooks wait for gradients, as DDP's and FSDP's do.
     """
-    token = _in_place.set(allowed)
+    token = _in_place.set({} if allowed else None)
     try:
         yield
     finally:
         _in_place.reset(token)
 
 
+def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    kept = _in_place.get()
+    if kept is None or weight.dtype == dtype:
+        return weight.to(dtype)
+    if id(weight) not in kept:
+        kept[id(weight)] = weight.to(dtype)
+    return kept[id(weight)]
+
+
 def _adds_itself(weight: torch.Tensor) -> bool:
     hooks = weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None)
-    return _in_place.get() and weight.is_leaf and weight.requires_grad and weight.dtype == torch.float32 and not hooks
+    return _in_place.get() is not None and weight.is_leaf and weight.requires_grad and weight.dtype == torch.float32 and not hooks
 
 
 def _grad(weight: torch.Tensor) -> torch.Tensor:
@@ -116,7 +127,7 @@ def token_logps(
 
     order: list[torch.Tensor] = []
     pieces: list[torch.Tensor] = []
-    rows = max(1, CHUNK // int(head.out_features))  # type: ignore[arg-type]
+    rows = max(1, CHUNK // (4 * int(head.out_features)))  # type: ignore[arg-type]
     for start in range(0, len(hidden), rows):
         at = ((source >= start) & (source < start + rows)).nonzero()[:, 0]
         order.append(at)
@@ -131,7 +142,7 @@ def autocast(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _Head(torch.autograd.Function):
-    """A linear output layer and a log-softmax; keeps the log-probs of one chunk and computes those of others again.
+    """A linear output layer and a log-softmax; keeps the logits of one chunk and computes those of others again.
 
     The layer's weight is cast to the dtype of the states.
     """
@@ -147,18 +158,20 @@ class _Head(torch.autograd.Function):
         collision: bool,
     ) -> torch.Tensor:
         ctx.leaf = weight if _adds_itself(weight) else None
-        ctx.dtype, weight = weight.dtype, weight.to(hidden.dtype)
+        ctx.dtype, weight = weight.dtype, _cast(weight, hidden.dtype)
         out = torch.empty((2 if collision else 1), len(labels), device=hidden.device)
         ctx.kept = None
         for start, end in _chunks(hidden, weight):
-            logps = _log_softmax(hidden[start:end], weight, bias)
-            at = ((source >= start) & (source < end)).nonzero()[:, 0]
-            out[0, at] = logps[source[at] - start, labels[at]]
-            if collision:
-                out[1, at] = torch.cat([(2 * part).logsumexp(-1) for part in logps.split(_slice(logps))])[source[at] - start]
+            logits = _logits(hidden[start:end], weight, bias)
+            for first, part, scratch in _slices(logits, start):
+                at = ((source >= first) & (source < first + len(part))).nonzero()[:, 0]
+                logps = torch.log_softmax(_exact(part, scratch), -1, out=scratch)
+                out[0, at] = logps[source[at] - first, labels[at]]
+                if collision:
+                    out[1, at] = logps.mul_(2).logsumexp(-1)[source[at] - first]
             if start == 0 and any(ctx.needs_input_grad[:3]):
-                ctx.kept = logps
-            del logps
+                ctx.kept = logits
+            del logits
         ctx.save_for_backward(hidden, weight, bias, source, labels)
         return out if collision else out[0]
 
@@ -169,34 +182,29 @@ class _Head(torch.autograd.Function):
         grad = grads[0][0] if grads[0].dim() == 2 else grads[0]
         per_state = -grad.new_zeros(len(hidden)).index_add_(0, source, grad)[:, None]
         to_hidden = torch.empty_like(hidden) if needs_hidden else None
-        to_weight = None if ctx.leaf is None else ctx.leaf.grad
+        to_weight = None
+        if needs_weight:
+            to_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.leaf is None else _grad(ctx.leaf)
         to_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for start, end in _chunks(hidden, weight):
             # What was kept is overwritten here, so it serves once.
             kept, ctx.kept = (ctx.kept, None) if start == 0 else (None, ctx.kept)
-            logps = _log_softmax(hidden[start:end], weight, bias) if kept is None else kept
-            to_logits = logps if logps.dtype == weight.dtype else torch.empty_like(logps, dtype=weight.dtype)
-            step = _slice(logps)
-            for part, into, share in zip(logps.split(step), to_logits.split(step), per_state[start:end].split(step), strict=True):
-                torch.mul(part.exp_(), share, out=into)
+            logits = _logits(hidden[start:end], weight, bias) if kept is None else kept
+            for first, part, scratch in _slices(logits, start):
+                probs = torch.softmax(_exact(part, scratch), -1, out=scratch)
+                torch.mul(probs, per_state[first : first + len(part)], out=part)
             at = ((source >= start) & (source < end)).nonzero()[:, 0]
-            to_logits.index_put_((source[at] - start, labels[at]), grad[at].to(to_logits.dtype), accumulate=True)
+            logits.index_put_((source[at] - start, labels[at]), grad[at].to(logits.dtype), accumulate=True)
             if to_hidden is not None:
-                torch.mm(to_logits, weight, out=to_hidden[start:end])
-            if needs_weight and to_weight is None:
-                to_weight = to_logits.mT @ hidden[start:end]
-            elif to_weight is not None and to_weight.dtype == torch.float32 == weight.dtype:
-                to_weight.addmm_(to_logits.mT, hidden[start:end])
-            elif to_weight is not None:  # many sums would lose their last bits in half precision
-                to_weight = to_weight.float().add_(to_logits.mT @ hidden[start:end])
+                torch.mm(logits, weight, out=to_hidden[start:end])
+            if to_weight is not None:
+                _add_product(to_weight, logits, hidden[start:end])
             if to_bias is not None:
-                to_bias += to_logits.float().sum(0)
-            del logps, kept, to_logits
-        if ctx.leaf is not None and to_weight is not None:
-            ctx.leaf.grad, to_weight = to_weight.to(ctx.dtype), None
+                to_bias += logits.sum(0, dtype=torch.float32)
+            del logits, kept
         return (
             to_hidden,
-            None if to_weight is None else to_weight.to(ctx.dtype),
+            to_weight.to(ctx.dtype) if to_weight is not None and ctx.leaf is None else None,
             None if to_bias is None else to_bias.to(bias.dtype),
             None,
             None,
@@ -221,19 +229,36 @@ class _Embedding(torch.autograd.Function):
         return None, None, None
 
 
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return F.linear(hidden, weight, None if bias is None else bias.to(weight.dtype))
+
+
 def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> list[tuple[int, int]]:
-    rows = max(1, CHUNK // len(weight))
+    rows = max(1, CHUNK // (len(weight) * weight.element_size()))
     return [(start, min(start + rows, len(hidden))) for start in range(0, len(hidden), rows)]
 
 
-def _slice(logits: torch.Tensor) -> int:
-    return max(1, SLICE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+def _slices(logits: torch.Tensor, start: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield a chunk's logits in slices, each with the place of its first state and as much room in fp32.
+
+    `start` is the place of the chunk's first state.
+    """
+    step = max(1, SLICE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+    scratch = torch.empty_like(logits[:step], dtype=torch.float32)
+    for at in range(0, len(logits), step):
+        part = logits[at : at + step]
+        yield start + at, part, scratch[: len(part)]
 
 
-def _log_softmax(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    logits = F.linear(hidden, weight, None if bias is None else bias.to(weight.dtype))
-    logps = logits if logits.dtype == torch.float32 else torch.empty_like(logits, dtype=torch.float32)
-    step = _slice(logits)
-    for part, into in zip(logits.split(step), logps.split(step), strict=True):
-        torch.log_softmax(part.float(), -1, out=into)
-    return logps
+def _exact(part: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
+    return part if part.dtype == torch.float32 else scratch.copy_(part)
+
+
+def _add_product(into: torch.Tensor, to_logits: torch.Tensor, hidden: torch.Tensor) -> None:
+    """Add to_logitsᵀ hidden, (vocabulary, width), to fp32 sums; many sums would lose their last bits in half precision."""
+    if hidden.dtype == into.dtype:
+        into.addmm_(to_logits.mT, hidden)
+        return
+    step = WORDS if into.device.type == "cpu" else len(into)
+    for part, of in zip(into.split(step), to_logits.split(step, dim=-1), strict=True):
+        part.add_(of.mT @ hidden)
