@@ -23,7 +23,7 @@ from tiebreak.recipe import Model
 from tiebreak.records import InputError
 from tiebreak.training import seq2seq, trees
 from tiebreak.training.examples import FILL, ByPrompt, Examples, Filled
-from tiebreak.training.head import gradients_in_place
+from tiebreak.training.head import InPlace
 from tiebreak.training.logps import Engine
 from tiebreak.training.trees import Example
 
@@ -109,6 +109,7 @@ class TreeTrainer(Trainer):
         use_cache = getattr(policy.config, "use_cache", True)
         self.row_counts: dict[str, dict[str, int]] = {}
         self._sums: dict[str, dict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
+        self._in_place = InPlace()
         self._tokenizer, self._encoder_decoder = tokenizer, bool(policy.config.is_encoder_decoder)
         if args.fp16:
             seq2seq.refuse_half(policy, autocast=True)
@@ -269,7 +270,7 @@ class TreeTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Run a batch row by row, each row forward and backward."""
-        with gradients_in_place(self.accelerator.distributed_type == DistributedType.NO):
+        with self._in_place if self.accelerator.distributed_type == DistributedType.NO else nullcontext():
             loss = self._rows_step(model, inputs, num_items_in_batch)
         if self.args.device.type == "cpu" and self.state.global_step % TRIM_EVERY == TRIM_EVERY - 1:
             give_back_memory()

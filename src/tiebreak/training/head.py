@@ -19,43 +19,53 @@ CHUNK = 1 << 26
 """Bytes of logits that exist at once, whatever the vocabulary."""
 SLICE, WORDS = 1 << 20, 1 << 11
 """Logits, and rows of a vocabulary's gradient, that elementwise work takes at once, to stay in a processor's cache."""
-_in_place: ContextVar[dict[int, torch.Tensor] | None] = ContextVar("in_place", default=None)
-"""Where gradients are added in place: the output layers' weights that were cast, by identity."""
 
 
-@contextmanager
-def gradients_in_place(allowed: bool = True) -> Iterator[None]:
-    """Let output layers and `embedded` add to their weights' `grad` themselves, in the backward passes of what runs here.
+class InPlace:
+    """Lets output layers and `embedded` add to their weights' `grad` themselves, in the forward passes that run inside.
 
     A vocabulary's gradient is the largest there is: autograd would make it twice for every row, once for each end of
-    the model, and add it up. So are its weights, which are cast once for all rows: they must not change meanwhile.
+    the model, and add it up. Its memory is kept for the next time, since what glibc has freed it cannot hand out again
+    in the same size. The weights are cast once for all rows: inside, they must not change.
     Only for `backward()`, and not where hooks wait for gradients, as DDP's and FSDP's do.
     """
-    token = _in_place.set({} if allowed else None)
-    try:
-        yield
-    finally:
-        _in_place.reset(token)
+
+    def __init__(self) -> None:
+        self._gradients: dict[int, torch.Tensor] = {}
+        self._casts: dict[int, torch.Tensor] = {}
+
+    def __enter__(self) -> None:
+        """Begin to add in place."""
+        self._token = _in_place.set(self)
+
+    def __exit__(self, *_: object) -> None:
+        """Leave it to autograd again."""
+        _in_place.reset(self._token)
+        self._casts.clear()
+
+    def cast(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return a weight in another dtype."""
+        if id(weight) not in self._casts:
+            self._casts[id(weight)] = weight.to(dtype)
+        return self._casts[id(weight)]
+
+    def gradient(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return a weight's gradient, which begins with zeros."""
+        if weight.grad is None:
+            if id(weight) not in self._gradients:
+                self._gradients[id(weight)] = torch.empty_like(weight)
+            weight.grad = self._gradients[id(weight)].zero_()
+        return weight.grad
 
 
-def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    kept = _in_place.get()
-    if kept is None or weight.dtype == dtype:
-        return weight.to(dtype)
-    if id(weight) not in kept:
-        kept[id(weight)] = weight.to(dtype)
-    return kept[id(weight)]
+_in_place: ContextVar[InPlace | None] = ContextVar("in_place", default=None)
 
 
-def _adds_itself(weight: torch.Tensor) -> bool:
+def _place(weight: torch.Tensor) -> InPlace | None:
+    """Return what adds to a weight's gradient in place, or None where autograd must."""
     hooks = weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None)
-    return _in_place.get() is not None and weight.is_leaf and weight.requires_grad and weight.dtype == torch.float32 and not hooks
-
-
-def _grad(weight: torch.Tensor) -> torch.Tensor:
-    if weight.grad is None:
-        weight.grad = torch.zeros_like(weight)
-    return weight.grad
+    fits = weight.is_leaf and weight.requires_grad and weight.dtype == torch.float32 and not hooks
+    return _in_place.get() if fits else None
 
 
 @contextmanager
@@ -65,10 +75,11 @@ def embedded(model: nn.Module) -> Iterator[None]:
         model = model.module  # type: ignore[assignment]  # a wrapper of a distributed run
     layer: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
     plain = type(layer) is nn.Embedding and not (layer.sparse or layer.scale_grad_by_freq or layer.max_norm)
-    if not (plain and _adds_itself(layer.weight)):  # type: ignore[arg-type]
+    place = _place(layer.weight) if plain else None  # type: ignore[arg-type]
+    if place is None:
         yield
         return
-    layer.forward = lambda ids: _Embedding.apply(ids, layer.weight, layer.padding_idx)  # type: ignore[no-untyped-call]
+    layer.forward = lambda ids: _Embedding.apply(ids, layer.weight, layer.padding_idx, place)  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
@@ -157,8 +168,9 @@ class _Head(torch.autograd.Function):
         labels: torch.Tensor,
         collision: bool,
     ) -> torch.Tensor:
-        ctx.leaf = weight if _adds_itself(weight) else None
-        ctx.dtype, weight = weight.dtype, _cast(weight, hidden.dtype)
+        ctx.place, ctx.dtype = _place(weight), weight.dtype
+        ctx.leaf = None if ctx.place is None else weight
+        weight = weight.to(hidden.dtype) if ctx.place is None else ctx.place.cast(weight, hidden.dtype)
         out = torch.empty((2 if collision else 1), len(labels), device=hidden.device)
         ctx.kept = None
         for start, end in _chunks(hidden, weight):
@@ -184,7 +196,7 @@ class _Head(torch.autograd.Function):
         to_hidden = torch.empty_like(hidden) if needs_hidden else None
         to_weight = None
         if needs_weight:
-            to_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.leaf is None else _grad(ctx.leaf)
+            to_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.place is None else ctx.place.gradient(ctx.leaf)
         to_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for start, end in _chunks(hidden, weight):
             # What was kept is overwritten here, so it serves once.
@@ -204,7 +216,7 @@ class _Head(torch.autograd.Function):
             del logits, kept
         return (
             to_hidden,
-            to_weight.to(ctx.dtype) if to_weight is not None and ctx.leaf is None else None,
+            to_weight.to(ctx.dtype) if to_weight is not None and ctx.place is None else None,
             None if to_bias is None else to_bias.to(bias.dtype),
             None,
             None,
@@ -216,17 +228,17 @@ class _Embedding(torch.autograd.Function):
     """An embedding of tokens whose gradient goes to the rows it belongs to, in place."""
 
     @staticmethod
-    def forward(ctx: Any, ids: torch.Tensor, weight: torch.Tensor, padding: int | None) -> torch.Tensor:
+    def forward(ctx: Any, ids: torch.Tensor, weight: torch.Tensor, padding: int | None, place: InPlace) -> torch.Tensor:
         ctx.save_for_backward(ids)
-        ctx.weight, ctx.padding = weight, padding
+        ctx.weight, ctx.padding, ctx.place = weight, padding, place
         return F.embedding(ids, weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         (ids,) = ctx.saved_tensors
         learns = ids.flatten() != ctx.padding if ctx.padding is not None else torch.ones_like(ids.flatten(), dtype=torch.bool)
-        _grad(ctx.weight).index_add_(0, ids.flatten()[learns], grads[0].flatten(0, -2)[learns].to(ctx.weight.dtype))
-        return None, None, None
+        ctx.place.gradient(ctx.weight).index_add_(0, ids.flatten()[learns], grads[0].flatten(0, -2)[learns].to(ctx.weight.dtype))
+        return None, None, None, None
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
