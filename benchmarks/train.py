@@ -53,6 +53,8 @@ TRL = {
 }
 OURS, CHECKPOINTED, PLAIN = "tiebreak", "tiebreak, checkpointing", "two passes, two models"
 LEARNING_RATE, CURVE_LEARNING_RATE = 1e-6, 1e-5
+PROMPTS = {"shuffled": 1, "grouped": 1, "grouped, 4 prompts a batch": 4}
+"""The learning curves: how a batch is made, and how many times the workload's pairs it holds."""
 
 
 @dataclass(frozen=True)
@@ -504,7 +506,7 @@ def measure_vocabulary(job: Job) -> dict[str, Any]:
 
 
 def measure_curve(job: Job) -> dict[str, Any]:
-    """Train on the pairs of most prompts, and evaluate at equal numbers of pairs on those of the others."""
+    """Train on the pairs of most prompts, and evaluate at equal numbers of steps on those of the others."""
     import torch
     from torch.utils.data import RandomSampler
 
@@ -524,18 +526,19 @@ def measure_curve(job: Job) -> dict[str, Any]:
     held_out = len(groups) // 5
     kept, unseen = ([row for group in part for row, _ in group] for part in (groups[held_out:], groups[:held_out]))
     steps = job.steps or len(kept) // batch
+    batch *= PROMPTS[job.side]
     model = models.load_model(named(job), torch.float32)
     more = arguments(
         job, batch, learning_rate=CURVE_LEARNING_RATE, eval_strategy="steps", eval_steps=max(1, steps // 8), max_steps=steps
     )
     del more["train_sampling_strategy"]  # the trainer's own: a prompt's pairs together
     meter.watch(model)
-    trainer = (PreferenceTrainer if job.side == "grouped" else Shuffled)(
+    trainer = (Shuffled if job.side == "shuffled" else PreferenceTrainer)(
         model, args=PreferenceConfig(**more), train_dataset=kept, eval_dataset=unseen, processing_class=tokenizer
     )
     train(trainer, meter)
     points = [
-        {"pairs": batch * point["step"], "loss": point["eval_loss"], "accuracy": point["eval_rewards/accuracies"]}
+        {"step": point["step"], "loss": point["eval_loss"], "accuracy": point["eval_rewards/accuracies"]}
         for point in trainer.state.log_history if "eval_loss" in point
     ]  # fmt: skip
     return {
@@ -697,17 +700,17 @@ def print_vocabulary(runs: list[Run]) -> None:
 
 
 def print_curves(runs: list[Run]) -> None:
-    sides = {side: [run for run in runs if run["side"] == side] for side in ("grouped", "shuffled")}
+    sides = {side: [run for run in runs if run["side"] == side] for side in PROMPTS}
     lines = []
     for at, point in enumerate(runs[0]["points"]):
-        cells = [str(point["pairs"])]
+        cells = [str(point["step"])]
         for name in ("loss", "accuracy"):
             for same in sides.values():
                 values = [run["points"][at][name] for run in same]
                 cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})")
         lines.append(cells)
     columns = [f"held-out {name}, {side}" for name in ("loss", "accuracy") for side in sides]
-    table(["pairs seen", *columns], iter(lines))
+    table(["steps", *columns], iter(lines))
     tokens = [f"{side} {statistics.mean(s['tokens'] for run in same for s in run['step']):.0f}" for side, same in sides.items()]
     about = f"{runs[0]['held_out']} held-out pairs of {runs[0]['prompts']} prompts; learning rate {CURVE_LEARNING_RATE:g}"
     print(f"Mean and range over {len(sides['grouped'])} seeds; {about}; tokens per step: {', '.join(tokens)}.")
@@ -757,7 +760,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
             yield from (replace(some, vocabulary=size) for size in (49_152, 262_144))
         elif part == "curves":
             seeds = range(options.seed, options.seed + options.seeds)
-            yield from (replace(some, side=side, seed=seed) for seed in seeds for side in ("grouped", "shuffled"))
+            yield from (replace(some, side=side, seed=seed) for seed in seeds for side in PROMPTS)
         else:
             peers = [PLAIN] if part == "t5" else [CHECKPOINTED, *TRL] if options.peer == "trl" else []
             for workload, precision in ((w, p) for w in options.workload for p in options.precision):
