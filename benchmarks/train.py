@@ -450,12 +450,12 @@ def measure_speed(job: Job) -> dict[str, Any]:
     rows, pairs, facts = draw(job, tokenizer, encoder_decoder=seq2seq)
     before_loading = resident()
     model = models.load_model(named(job), torch.float32)
-    if job.side in TRL and not job.side.endswith("our products"):
-        torch.set_float32_matmul_precision("highest")  # as PyTorch comes; a trainer of ours, and loading, may change it
+    if job.side not in (OURS, CHECKPOINTED) and not job.side.endswith("our products"):
+        torch.set_float32_matmul_precision("highest")  # as PyTorch comes; loading a model may have changed it
     batches = [pairs[at : at + batch] for at in range(0, len(pairs), batch)]
     trees = [work(one, model) for one in batches] if job.side == OURS and not seq2seq else []
     flops = {"flops": [3 * each for _, each in trees], "reference_flops": work(pairs, model)[1] if trees else 0.0}
-    if job.side == PLAIN:
+    if job.side.startswith(PLAIN):
         before_training = resident()
         seen = two_passes(job, model, pairs, batch, meter)
     else:
@@ -762,7 +762,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
             seeds = range(options.seed, options.seed + options.seeds)
             yield from (replace(some, side=side, seed=seed) for seed in seeds for side in PROMPTS)
         else:
-            peers = [PLAIN] if part == "t5" else [CHECKPOINTED, *TRL] if options.peer == "trl" else []
+            peers = [PLAIN, f"{PLAIN}, our products"] if part == "t5" else [CHECKPOINTED, *TRL] if options.peer == "trl" else []
             for workload, precision in ((w, p) for w in options.workload for p in options.precision):
                 one = replace(some, workload=workload, precision=precision)
                 for peer in peers * options.rounds:
