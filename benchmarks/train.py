@@ -52,6 +52,7 @@ TRL = {
     "TRL, reference first, our products": {"gradient_checkpointing": False, "precompute_ref_log_probs": True},
 }
 OURS, CHECKPOINTED, PLAIN = "tiebreak", "tiebreak, checkpointing", "two passes, two models"
+FAST = "fp32 in oneDNN"
 LEARNING_RATE, CURVE_LEARNING_RATE = 1e-6, 1e-5
 PROMPTS = {"shuffled": 1, "grouped": 1, "grouped, 4 prompts a batch": 4}
 """The learning curves: how a batch is made, and how many times the workload's pairs it holds."""
@@ -164,9 +165,6 @@ def work(pairs: Sequence[PairIds], model: Any) -> tuple[int, float]:
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     return tokens, 2.0 * (linear * tokens + head.weight.numel() * predicting) + 4.0 * visible * width * config.num_hidden_layers
-
-
-FAST = "fp32 in oneDNN"
 
 
 def product_rates(config: Any, device: Any) -> dict[str, dict[str, float]]:

@@ -286,6 +286,7 @@ def plainly() -> Iterator[None]:
 def of_a_cpu(monkeypatch: pytest.MonkeyPatch, **more: object) -> None:
     able = {"cpu_name": "AMD EPYC", "avx512_f": True, "amx_tile": False} | more
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    monkeypatch.setattr(models, "device", lambda: torch.device("cpu"))
 
 
 @pytest.mark.parametrize("rows", [1, 7, 96, 300])
@@ -310,17 +311,19 @@ def test_products_stay_as_they_are_elsewhere(other: dict[str, object], monkeypat
 
 
 @pytest.mark.usefixtures("plainly")
-def test_products_that_would_be_rounded_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rounded", [False, True])
+def test_products_that_would_be_rounded_stay_as_they_are(rounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     of_a_cpu(monkeypatch)
     exact = torch.Tensor.__matmul__
 
-    def rounding(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        low = left.is_floating_point() and torch.get_float32_matmul_precision() == "medium"
-        return exact(left.bfloat16().float(), right.bfloat16().float()) if low else exact(left, right)
+    def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        if rounded and left.is_floating_point() and torch.get_float32_matmul_precision() == "medium":
+            left, right = left.bfloat16(), right.bfloat16()
+        return exact(left.double(), right.double()).to(left.dtype)
 
-    monkeypatch.setattr(torch.Tensor, "__matmul__", rounding)
-    assert not models.fast_products.__wrapped__()
-    assert torch.get_float32_matmul_precision() == "highest"
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    assert models.fast_products.__wrapped__() != rounded
+    assert torch.get_float32_matmul_precision() == ("highest" if rounded else "medium")
 
 
 @pytest.mark.usefixtures("plainly")

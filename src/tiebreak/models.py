@@ -245,7 +245,8 @@ def fast_products() -> bool:
     amd = "AMD" in str(able.get("cpu_name")) and able.get("avx512_f") and not able.get("amx_tile")
     if not amd or device().type != "cpu" or before != "highest":
         return False
-    odd, small = 257 + torch.arange(256 * 256).reshape(256, 256) % 7, torch.arange(256 * 256).reshape(256, 256) % 3
+    numbers = torch.arange(256 * 256).reshape(256, 256)
+    odd, small = 257 + numbers % 7, numbers % 3
     torch.set_float32_matmul_precision("medium")
     if torch.equal((odd.float() @ small.float()).long(), odd @ small):  # bf16 has no room for 257
         return True

@@ -36,7 +36,7 @@ ROW_TOKENS = {"cpu": 1024}
 """Tokens that are run, and remembered for the backward pass, at once: enough to keep a processor busy."""
 OTHER_ROW_TOKENS = 16384
 TRIM_EVERY = 16
-"""Steps after which memory is given back: seldom enough to cost nothing."""
+"""Steps after which memory is given back: seldom, since what is given back must be taken anew."""
 
 
 @dataclass
