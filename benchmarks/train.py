@@ -54,8 +54,8 @@ TRL = {
 OURS, CHECKPOINTED, PLAIN = "tiebreak", "tiebreak, checkpointing", "two passes, two models"
 FAST = "fp32 in oneDNN"
 LEARNING_RATE, CURVE_LEARNING_RATE = 1e-6, 1e-5
-PROMPTS = {"shuffled": 1, "grouped": 1, "grouped, 4 prompts a batch": 4}
-"""The learning curves: how a batch is made, and how many times the workload's pairs it holds."""
+ORDERS = ("shuffled", OURS, "one prompt a batch")
+"""The learning curves: pairs in any order, in the trainer's own, and with all of a prompt's pairs in one batch."""
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,24 @@ def usable(job: Job, tokenizer: Any, *, encoder_decoder: bool = False) -> tuple[
 
 
 def draw(job: Job, tokenizer: Any, *, encoder_decoder: bool) -> tuple[list[Row], list[PairIds], dict[str, int]]:
-    """Return pairs for a first step that warms up and `job.steps` more, prompts drawn by the seed and kept whole."""
+    """Return pairs for a first step that warms up and `job.steps` more, whole prompts drawn by the seed.
+
+    They come in the order in which tiebreak's trainer would draw them.
+    """
+    from tiebreak.training.examples import ByPrompt
+
     groups, cut = usable(job, tokenizer, encoder_decoder=encoder_decoder)
     random.Random(job.seed).shuffle(groups)
     drawn = [pair for group in groups for pair in group]
     batch = WORKLOADS[job.workload][1]
     batches = min((job.steps or 8) + 1, len(drawn) // batch)
-    rows, ids = zip(*drawn[: batches * batch], strict=True)
+    left, some = batches * batch, []
+    for group in groups:
+        if part := group[:left]:
+            some.append(part)
+            left -= len(part)
+    kept = [pair for group in some for pair in group]
+    rows, ids = zip(*(kept[at] for at in ByPrompt(some, job.seed, max(1, batch // 2))), strict=True)
     return list(rows), list(ids), {"usable": len(drawn), "cut": cut}
 
 
@@ -509,14 +520,17 @@ def measure_curve(job: Job) -> dict[str, Any]:
     from torch.utils.data import RandomSampler
 
     from tiebreak import models
+    from tiebreak.training.examples import ByPrompt
     from tiebreak.training.trainer import PreferenceConfig, PreferenceTrainer
 
-    class Shuffled(PreferenceTrainer):
-        """Draws pairs as TRL does, whatever their prompts."""
+    class Ordered(PreferenceTrainer):
+        """Draws pairs as TRL does, whatever their prompts, or as the trainer does, or a prompt's all at once."""
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            generator = torch.Generator().manual_seed(job.seed)
-            return RandomSampler(train_dataset or self.train_dataset, generator=generator)
+            dataset = train_dataset or self.train_dataset
+            if job.side == "shuffled":
+                return RandomSampler(dataset, generator=torch.Generator().manual_seed(job.seed))
+            return super()._get_train_sampler(dataset) if job.side == OURS else ByPrompt(dataset.groups, job.seed, batch)
 
     tokenizer, meter, batch = models.load_tokenizer(named(job)), Meter(), WORKLOADS[job.workload][1]
     groups, _ = usable(job, tokenizer)
@@ -524,16 +538,13 @@ def measure_curve(job: Job) -> dict[str, Any]:
     held_out = len(groups) // 5
     kept, unseen = ([row for group in part for row, _ in group] for part in (groups[held_out:], groups[:held_out]))
     steps = job.steps or len(kept) // batch
-    batch *= PROMPTS[job.side]
     model = models.load_model(named(job), torch.float32)
     more = arguments(
         job, batch, learning_rate=CURVE_LEARNING_RATE, eval_strategy="steps", eval_steps=max(1, steps // 8), max_steps=steps
     )
-    del more["train_sampling_strategy"]  # the trainer's own: a prompt's pairs together
+    del more["train_sampling_strategy"]
     meter.watch(model)
-    trainer = (Shuffled if job.side == "shuffled" else PreferenceTrainer)(
-        model, args=PreferenceConfig(**more), train_dataset=kept, eval_dataset=unseen, processing_class=tokenizer
-    )
+    trainer = Ordered(model, args=PreferenceConfig(**more), train_dataset=kept, eval_dataset=unseen, processing_class=tokenizer)
     train(trainer, meter)
     points = [
         {"step": point["step"], "loss": point["eval_loss"], "accuracy": point["eval_rewards/accuracies"]}
@@ -698,7 +709,7 @@ def print_vocabulary(runs: list[Run]) -> None:
 
 
 def print_curves(runs: list[Run]) -> None:
-    sides = {side: [run for run in runs if run["side"] == side] for side in PROMPTS}
+    sides = {side: [run for run in runs if run["side"] == side] for side in ORDERS}
     lines = []
     for at, point in enumerate(runs[0]["points"]):
         cells = [str(point["step"])]
@@ -711,7 +722,7 @@ def print_curves(runs: list[Run]) -> None:
     table(["steps", *columns], iter(lines))
     tokens = [f"{side} {statistics.mean(s['tokens'] for run in same for s in run['step']):.0f}" for side, same in sides.items()]
     about = f"{runs[0]['held_out']} held-out pairs of {runs[0]['prompts']} prompts; learning rate {CURVE_LEARNING_RATE:g}"
-    print(f"Mean and range over {len(sides['grouped'])} seeds; {about}; tokens per step: {', '.join(tokens)}.")
+    print(f"Mean and range over {len(sides[OURS])} seeds; {about}; tokens per step: {', '.join(tokens)}.")
 
 
 # --- the commands --------------------------------------------------------------------------------------------------
@@ -758,7 +769,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
             yield from (replace(some, vocabulary=size) for size in (49_152, 262_144))
         elif part == "curves":
             seeds = range(options.seed, options.seed + options.seeds)
-            yield from (replace(some, side=side, seed=seed) for seed in seeds for side in PROMPTS)
+            yield from (replace(some, side=side, seed=seed) for seed in seeds for side in ORDERS)
         else:
             peers = [PLAIN, f"{PLAIN}, our products"] if part == "t5" else [CHECKPOINTED, *TRL] if options.peer == "trl" else []
             for workload, precision in ((w, p) for w in options.workload for p in options.precision):
@@ -788,7 +799,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peer", choices=["trl", "none"], default="trl")
     parser.add_argument("--t5", action="store_true", help="an encoder-decoder beside a plain implementation")
     parser.add_argument("--vocabulary", action="store_true", help="peak memory with a large vocabulary")
-    parser.add_argument("--curves", action="store_true", help="held-out pairs with a prompt's pairs together, and shuffled")
+    parser.add_argument("--curves", action="store_true", help="held-out pairs while training, pairs in three orders")
     parser.add_argument("--out", type=Path, help="JSON file for everything that was measured")
     return parser.parse_args()
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -642,7 +644,7 @@ def test_dropout_that_could_not_be_switched_off_is_noticed(tmp_path: Path, monke
 
 
 def test_pairs_of_a_prompt_stay_together() -> None:
-    sampler = ByPrompt([[0] * size for size in (3, 1, 2, 4)], seed=0)
+    sampler = ByPrompt([[0] * size for size in (3, 1, 2, 4)], seed=0, most=4)
     orders = []
     for epoch in range(6):
         sampler.set_epoch(epoch)
@@ -654,11 +656,49 @@ def test_pairs_of_a_prompt_stay_together() -> None:
             at = order.index(prompt[0])
             assert order[at : at + len(prompt)] == prompt
     assert len(set(orders)) > 3, "an epoch has its own order"
-    again = ByPrompt([[0] * size for size in (3, 1, 2, 4)], seed=0)
+    again = ByPrompt([[0] * size for size in (3, 1, 2, 4)], seed=0, most=4)
     again.set_epoch(4)
     assert tuple(again) == orders[4], "and always the same"
-    other = ByPrompt([[0] * size for size in (3, 1, 2, 4)], seed=1)
+    other = ByPrompt([[0] * size for size in (3, 1, 2, 4)], seed=1, most=4)
     assert any(tuple(other) != orders[0] for other.epoch in range(3))
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(1, 6), st.integers(0, 3))
+def test_a_prompt_with_many_pairs_comes_in_equal_pieces(sizes: list[int], most: int, epoch: int) -> None:
+    groups = [[prompt] * size for prompt, size in enumerate(sizes)]
+    sampler = ByPrompt(groups, seed=0, most=most)
+    sampler.set_epoch(epoch)
+    order = list(sampler)
+    assert sorted(order) == list(range(sum(sizes)))
+    assert len(sampler) == sum(sizes)
+    owner = [prompt for group in groups for prompt in group]
+    last = dict.fromkeys(range(len(sizes)), -1)
+    pieces = Counter[int]()
+    for at, place in enumerate(order):
+        prompt = owner[place]
+        following = at > 0 and order[at - 1] == place - 1 and owner[place - 1] == prompt
+        pieces[prompt] += not following
+        assert place > last[prompt], "the pieces keep their order"
+        last[prompt] = place
+    # Two pieces that happen to be neighbours look like one.
+    assert all(pieces[prompt] <= -(-size // most) for prompt, size in enumerate(sizes))
+    assert {len(places) for _, _, places in sampler.pieces} <= set(range(1, most + 1))
+    for prompt in range(len(sizes)):
+        own = [len(places) for _, _, places in sampler.pieces if owner[places[0]] == prompt]
+        assert len(own) == -(-sizes[prompt] // most)
+        assert max(own) - min(own) <= 1
+
+
+def test_no_step_holds_a_single_prompt(tiny: Path, tmp_path: Path) -> None:
+    pairs = [{"prompt": f"{at} asks", "chosen": f"yes {n}", "rejected": f"no {n}"} for at in range(12) for n in range(8)]
+    for batch, accumulation in ((8, 1), (4, 2), (2, 4)):
+        trainer = make(tiny, tmp_path, pairs, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
+        seen = watched(trainer)
+        trainer.train()
+        steps = [{pairs[row]["prompt"] for row in seen[at : at + 8]} for at in range(0, len(pairs), 8)]
+        assert {len(prompts) for prompts in steps} == {2}, "a prompt's eight pairs come in two pieces"
+        halves = [Counter(pairs[row]["prompt"] for row in part) for part in (seen[:48], seen[48:])]
+        assert all(set(half.values()) == {4} for half in halves), "one of them in each half of the epoch"
 
 
 def test_a_prompt_scattered_over_the_dataset_is_gathered(tiny: Path, tmp_path: Path) -> None:

@@ -211,7 +211,8 @@ class TreeTrainer(Trainer):
         if self.args.train_sampling_strategy == "sequential":
             return self._filled(SequentialSampler(dataset), self._train_batch_size)
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        return self._filled(ByPrompt(dataset.groups, seed), self._train_batch_size)
+        step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return self._filled(ByPrompt(dataset.groups, seed, max(1, step // 2)), self._train_batch_size)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
         return self._filled(SequentialSampler(eval_dataset), self.args.eval_batch_size)

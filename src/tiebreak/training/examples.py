@@ -1,4 +1,4 @@
-"""The examples of a training, and the order in which they are drawn: a prompt's together, batches whole."""
+"""The examples of a training, and the order in which they are drawn: a prompt's together, steps of two prompts or more."""
 
 from __future__ import annotations
 
@@ -38,23 +38,35 @@ class Examples(Dataset[Example]):
 
 
 class ByPrompt(Sampler[int]):
-    """Draws prompts in a random order, anew each epoch, and each prompt's examples together."""
+    """Draws prompts in a random order, anew each epoch, and each prompt's examples together, at most `most` at once.
 
-    def __init__(self, groups: Sequence[Sequence[Any]], seed: int) -> None:
-        self.starts = list(accumulate(map(len, groups), initial=0))
-        self.seed, self.epoch = seed, 0
+    The examples of a prompt that has more come in equal pieces, spread over the epoch: pairs of one prompt's completions
+    tell much the same, and a step that holds nothing else learns little from it (docs/training.md).
+    """
+
+    def __init__(self, groups: Sequence[Sequence[Any]], seed: int, most: int) -> None:
+        self.seed, self.most, self.epoch = seed, most, 0
+        self.pieces: list[tuple[int, int, range]] = []
+        """Its number, of how many of its prompt, and the places it holds."""
+        for start, group in zip(accumulate(map(len, groups), initial=0), groups, strict=False):
+            count = math.ceil(len(group) / most)
+            cuts = [start + len(group) * number // count for number in range(count + 1)]
+            self.pieces += [(number, count, range(*cuts[number : number + 2])) for number in range(count)]
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the order of this epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.starts[-1]
+        return sum(len(places) for _, _, places in self.pieces)
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        for group in torch.randperm(len(self.starts) - 1, generator=generator).tolist():
-            yield from range(self.starts[group], self.starts[group + 1])
+        drawn = torch.rand(len(self.pieces), generator=generator, dtype=torch.float64).tolist()
+        # One piece of two lies in the epoch's first half, the other in its second.
+        when = [(number + at) / count for (number, count, _), at in zip(self.pieces, drawn, strict=True)]
+        for at in sorted(range(len(when)), key=when.__getitem__):
+            yield from self.pieces[at][2]
 
 
 class Filled(Sampler[int]):
