@@ -378,8 +378,7 @@ def seq2seq(folder: Path, out: Path, rows: list[Row] = PLAIN_TEXT, **changes: An
 
 def test_an_encoder_decoder_is_trained_as_two_passes_would(tiny_t5: Path, tmp_path: Path) -> None:
     trainer = seq2seq(tiny_t5, tmp_path)
-    gathered = [PLAIN_TEXT[one.row] for one in trainer.train_dataset.examples]
-    plain = by_two_passes(tiny_t5, gathered, steps=5, batch=4, rate=1e-3)
+    plain = by_two_passes(tiny_t5, PLAIN_TEXT, steps=5, batch=4, rate=1e-3)
     assert plain[0] == pytest.approx(math.log(2), abs=1e-5)
     assert plain[-1] < 0.6
     assert logged(trainer, ("loss",))[:, 0].tolist() == pytest.approx(plain, abs=1e-4)
@@ -732,6 +731,14 @@ def test_every_epoch_has_every_pair_in_its_own_order(tiny: Path, tmp_path: Path)
         orders.append((first, second))
     assert orders[0] == orders[1]
     assert orders[0] != orders[2]
+
+
+def test_sequential_is_the_order_of_the_dataset(tiny: Path, tmp_path: Path) -> None:
+    trainer = make(tiny, tmp_path, TREES[::3] + TREES[1::3] + TREES[2::3], train_sampling_strategy="sequential")
+    seen = watched(trainer)
+    trainer.train()
+    assert seen == list(range(14))
+    assert trainer.train_dataset[1].row != 1, "though a prompt's pairs are kept side by side"
 
 
 # --- held out ------------------------------------------------------------------------------------------------------

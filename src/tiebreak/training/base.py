@@ -22,7 +22,7 @@ from tiebreak.progress import say
 from tiebreak.recipe import Model
 from tiebreak.records import InputError
 from tiebreak.training import seq2seq, trees
-from tiebreak.training.examples import FILL, ByPrompt, Examples, Filled
+from tiebreak.training.examples import FILL, ByPrompt, Examples, Filled, InOrder
 from tiebreak.training.head import InPlace
 from tiebreak.training.logps import Engine
 from tiebreak.training.trees import Example
@@ -207,7 +207,7 @@ class TreeTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         dataset = train_dataset or self.train_dataset
         if self.args.train_sampling_strategy == "sequential":
-            return self._filled(SequentialSampler(dataset), self._train_batch_size)
+            return self._filled(InOrder(dataset.examples), self._train_batch_size)
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return self._filled(ByPrompt(dataset.groups, seed, max(1, step // 2)), self._train_batch_size)

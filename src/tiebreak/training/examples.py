@@ -37,6 +37,19 @@ class Examples(Dataset[Example]):
         return self.examples[index] if index >= 0 else replace(self.examples[~index % len(self)], row=FILL)
 
 
+class InOrder(Sampler[int]):
+    """Draws examples as the user's dataset has them, wherever their prompts' others are."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.order = sorted(range(len(examples)), key=lambda at: examples[at].row)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order)
+
+
 class ByPrompt(Sampler[int]):
     """Draws prompts in a random order, anew each epoch, and each prompt's examples together, at most `most` at once.
 
