@@ -204,6 +204,29 @@ def product_rates(config: Any, device: Any) -> dict[str, dict[str, float]]:
     return rates
 
 
+def bare_rate(job: Job) -> float:
+    """Return FLOP/s of the model alone, as PyTorch comes: 1,024 tokens forward and backward, half of them predicted."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from tiebreak import models
+
+    model = models.load_model(named(job), torch.float32)
+    torch.set_float32_matmul_precision("highest")
+    ids = torch.randint(5, model.config.vocab_size, (1, 1024), generator=torch.Generator().manual_seed(0)).to(model.device)
+    known, wanted = ids[0, :512].tolist(), ids[0, 512:].tolist()
+    times = []
+    for _ in range(4):  # the first takes its memory
+        model.zero_grad()
+        begun = now()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=job.precision == "bf16"):
+            logits = model(input_ids=ids, logits_to_keep=513, use_cache=False).logits[0, :-1]
+            loss = cross_entropy(logits.float(), ids[0, 512:])
+        loss.backward()
+        times.append(now() - begun)
+    return 3 * work([(tuple(known), tuple(wanted), tuple(wanted))], model)[1] / min(times)
+
+
 # --- measuring, in a process of its own ----------------------------------------------------------------------------
 
 
@@ -475,10 +498,11 @@ def measure_speed(job: Job) -> dict[str, Any]:
             sys.exit("benchmark: the reference was not computed in this process; its time would be missing")
     if job.side in TRL:  # its pass is in the constructor, or in each step; the rest is not held against it
         seen |= {"once": 0.0, "reference": meter.spent["reference"]}
+    highest = peak()
     return {
-        **asdict(job), **facts, **seen, **flops, "batch": batch, "rates": rates,
+        **asdict(job), **facts, **seen, **flops, "batch": batch, "rates": rates, "bare": bare_rate(job) if rates else 0.0,
         "tree_tokens": [tokens for tokens, _ in trees], "reference_tokens": meter.before["tokens"], "step": meter.steps,
-        "peak": peak(), "before_loading": before_loading, "before_training": before_training, "threads": torch.get_num_threads(),
+        "peak": highest, "before_loading": before_loading, "before_training": before_training, "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
     }  # fmt: skip
 
@@ -587,7 +611,7 @@ def pairs_per_second(run: Run, epochs: int) -> float:
 
 
 def efficiency(run: Run) -> list[str]:
-    """Return the tree's FLOPs over a product rate: of steps, without AdamW, of a first epoch, and of steps over the best."""
+    """Return shares of a product rate: steps, without AdamW, a first epoch, steps of the best rate, the model alone."""
     rates = {kind: max(of_shape.values()) for kind, of_shape in run["rates"].items()}
     rate = rates[run["precision"]]
     best = max(rate for kind, rate in rates.items() if kind.startswith(run["precision"]))
@@ -598,6 +622,7 @@ def efficiency(run: Run) -> list[str]:
         *(f"{flops / each / rate:.0%}" for each in (whole, inner)),
         f"{a_pair * pairs_per_second(run, 1) / rate:.0%}",
         f"{flops / whole / best:.0%}",
+        f"{run['bare'] / rate:.0%}",
     ]
 
 
@@ -643,7 +668,7 @@ Step times are medians with quartiles; peer/own compares them batch by batch. To
 were given while training, with padding, and with TRL's reference where it runs in each step. Peak GB is that of the
 process, own GB is without what it held before the model was loaded. Efficiency is the tree's FLOPs over PyTorch's best
 product rate in this precision, in the steps and in a first epoch with its reference; it may pass 100 % where tiebreak
-has fp32 products done by oneDNN, whose rate is the last column's. "Our products" gives TRL these, too.
+has fp32 products done by oneDNN, whose rate is that of "the best rate". "Our products" gives TRL these, too.
 """
 
 
@@ -671,6 +696,7 @@ def print_speed(runs: list[Run], epochs: int) -> None:
             "forward and backward alone",
             "with the reference, first epoch",
             "steps, of the best rate",
+            "the model alone, 1,024 tokens",
         ],
         ([*case, *efficiency(both[OURS])] for case, both in cases.items() if both[OURS]["rates"]),
     )
