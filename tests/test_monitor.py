@@ -174,7 +174,7 @@ def test_a_training_that_does_not(tiny: Path, tmp_path: Path, capsys: pytest.Cap
 def test_an_interrupted_training_warns_as_an_uninterrupted_one(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = DISPLACED | {"save_steps": 5}
+    settings = DISPLACED | {"save_steps": 5, "num_train_epochs": 6}
     train(whole := tune(tiny, tmp_path / "whole", **settings))
     said = capsys.readouterr().out
     run = tune(tiny, tmp_path / "run", **settings)
