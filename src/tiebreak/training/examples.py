@@ -54,7 +54,7 @@ class ByPrompt(Sampler[int]):
     """Draws prompts in a random order, anew each epoch, and each prompt's examples together, at most `most` at once.
 
     The examples of a prompt that has more come in equal pieces, spread over the epoch: pairs of one prompt's completions
-    tell much the same, and a step that holds nothing else learns little from it (docs/training.md).
+    tell much the same, and what a step learns should not hang on one prompt (docs/training.md).
     """
 
     def __init__(self, groups: Sequence[Sequence[Any]], seed: int, most: int) -> None:
