@@ -142,7 +142,7 @@ def draw(job: Job, tokenizer: Any, *, encoder_decoder: bool) -> tuple[list[Row],
             some.append(part)
             left -= len(part)
     kept = [pair for group in some for pair in group]
-    rows, ids = zip(*(kept[at] for at in ByPrompt(some, job.seed, max(1, batch // 2))), strict=True)
+    rows, ids = zip(*(kept[at] for at in ByPrompt(some, job.seed, batch)), strict=True)
     return list(rows), list(ids), {"usable": len(drawn), "cut": cut}
 
 
@@ -554,7 +554,7 @@ def measure_curve(job: Job) -> dict[str, Any]:
             dataset = train_dataset or self.train_dataset
             if job.side == "shuffled":
                 return RandomSampler(dataset, generator=torch.Generator().manual_seed(job.seed))
-            return super()._get_train_sampler(dataset) if job.side == OURS else ByPrompt(dataset.groups, job.seed, batch)
+            return super()._get_train_sampler(dataset) if job.side == OURS else ByPrompt(dataset.groups, job.seed, 2 * batch)
 
     tokenizer, meter, batch = models.load_tokenizer(named(job)), Meter(), WORKLOADS[job.workload][1]
     groups, _ = usable(job, tokenizer)

@@ -210,7 +210,7 @@ class TreeTrainer(Trainer):
             return self._filled(InOrder(dataset.examples), self._train_batch_size)
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return self._filled(ByPrompt(dataset.groups, seed, max(1, step // 2)), self._train_batch_size)
+        return self._filled(ByPrompt(dataset.groups, seed, step), self._train_batch_size)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
         return self._filled(SequentialSampler(eval_dataset), self.args.eval_batch_size)
@@ -377,8 +377,8 @@ def keep_memory() -> None:
     """Let glibc keep the memory of freed tensors.
 
     By default it gives large blocks back to the kernel at once and has them zeroed, page by page, when it takes them
-    again, in every step. The heap gets holes instead, as rows differ in length; giving back every sixteenth step what lies
-    free in them (`malloc_trim`) took 3 to 4 % of the time and left the peak where it was.
+    again, in every step. The heap gets holes instead, as rows differ in length; giving back now and then what lies free
+    in them (`malloc_trim`) costs time and leaves the peak where it is, as the next step takes it all again.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -1,4 +1,4 @@
-"""The examples of a training, and the order in which they are drawn: a prompt's together, steps of two prompts or more."""
+"""The examples of a training, and the order in which they are drawn: a prompt's together, up to half a step."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ class InOrder(Sampler[int]):
 
 
 class ByPrompt(Sampler[int]):
-    """Draws prompts in a random order, anew each epoch, and each prompt's examples together, at most `most` at once.
+    """Draws prompts in a random order, anew each epoch, and each prompt's examples together, at most half of a `step`.
 
     The examples of a prompt that has more come in equal pieces, spread over the epoch: pairs of one prompt's completions
     tell much the same, and what a step learns should not hang on one prompt (docs/training.md).
     """
 
-    def __init__(self, groups: Sequence[Sequence[Any]], seed: int, most: int) -> None:
-        self.seed, self.most, self.epoch = seed, most, 0
+    def __init__(self, groups: Sequence[Sequence[Any]], seed: int, step: int) -> None:
+        self.seed, self.epoch = seed, 0
         self.pieces: list[tuple[int, int, range]] = []
         """Its number, of how many of its prompt, and the places it holds."""
         for start, group in zip(accumulate(map(len, groups), initial=0), groups, strict=False):
-            count = math.ceil(len(group) / most)
+            count = math.ceil(len(group) / max(1, step // 2))
             cuts = [start + len(group) * number // count for number in range(count + 1)]
             self.pieces += [(number, count, range(*cuts[number : number + 2])) for number in range(count)]
 
